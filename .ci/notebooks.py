@@ -1,7 +1,7 @@
 """Check that each notebook has the cells of its MyST source and keeps no output, then run it at smoke size.
 
-A notebook is written as MyST Markdown somewhere under `notebooks/` and paired with the `.ipynb` beside it, which
-is what students open. `SDE_SMOKE=1` in the environment asks a notebook to train for a few steps only.
+A notebook is written as MyST Markdown under `notebooks/` and paired with the `.ipynb` beside it, that
+students open. `SDE_SMOKE=1` in the environment asks a notebook to train for a few steps only.
 """
 
 import os
