@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,6 +41,16 @@ def test_every_dependency_is_pinned_at_a_version_that_pyproject_allows() -> None
         name = canonicalize_name(need.name)
         assert name in pinned, f"{name} is not pinned: run make constraints"
         assert need.specifier.contains(pinned[name]), f"{line} does not allow {name}=={pinned[name]}"
+
+
+def test_pins_suit_the_oldest_python() -> None:
+    oldest = PROJECT["requires-python"].removeprefix(">=") + ".0"
+    for name in pins():
+        try:
+            wants = metadata.metadata(name).get("Requires-Python")
+        except metadata.PackageNotFoundError:  # of an extra that is not installed here
+            continue
+        assert SpecifierSet(wants or "").contains(oldest), f"{name} wants Python {wants}"
 
 
 def test_a_dependency_is_named_once() -> None:
