@@ -1,0 +1,124 @@
+"""Distances made of mean pairwise terms: maximum mean discrepancy and energy distance.
+
+    MMD²(a, b) = E k(x, x') + E k(y, y') − 2 E k(x, y)                x, x' ~ a, y, y' ~ b, all independent
+    D²(a, b)   = 2 E|x − y| − E|x − x'| − E|y − y'|
+
+Both are zero only where the two distributions agree. The means over one sample's own pairs may leave out the
+pairs of a point with itself (a U-statistic: unbiased, may be below zero) or keep them (a V-statistic: biased
+upwards by O(1/n), never below zero). MMD² here is the first, the energy distance the second: each docstring
+says so.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ._samples import pair, result, row_chunks
+
+
+def mmd(a: Tensor, b: Tensor, bandwidth: float | Sequence[float] | None = None) -> Tensor:
+    """Squared maximum mean discrepancy with Gaussian kernels, the unbiased estimate (it may be below zero).
+
+    k(x, y) = mean over h of exp(−|x − y|² / 2h²). With `bandwidth=None`, h is the median distance in the
+    pooled sample times ¼, ½, 1, 2, 4, so that structure finer than the whole is seen too.
+
+    Args:
+        a: a sample, (n, *D), n at least 2.
+        b: another, (m, *D), m at least 2.
+        bandwidth: h, or several. The default moves with the samples: to compare several models, pass the one
+            that `median_distance(data)` gives.
+
+    Returns:
+        MMD², a float64 scalar on the device of `a`; at most 2.
+
+    References:
+        Gretton et al. (2012), A kernel two-sample test, JMLR 13, equation 3; median heuristic in section 8.
+
+    Example:
+        >>> a = torch.randn(500, 2)
+        >>> bool(mmd(a, torch.randn(500, 2)) < 0.02 < mmd(a, a + 1))
+        True
+    """
+    x, y = pair(a, b)
+    for name, sample in (("a", x), ("b", y)):
+        if len(sample) < 2:
+            raise ValueError(f"{name} must hold at least 2 points, got 1: an unbiased mean needs a pair")
+    if bandwidth is None:
+        median = _median_distance(x, y)
+        scales = [median * factor for factor in (0.25, 0.5, 1.0, 2.0, 4.0)]
+    else:
+        scales = [float(h) for h in bandwidth] if isinstance(bandwidth, Sequence) else [float(bandwidth)]
+    if not scales or not all(0 < h < float("inf") for h in scales):
+        raise ValueError(
+            f"bandwidth must be positive, got {scales}: all points coincide, or pass bandwidth=1.0, say"
+        )
+
+    def kernel(distance: Tensor) -> Tensor:  # summed over the table
+        squares = distance.square()
+        return torch.stack([(squares * (-0.5 / h**2)).exp().sum() for h in scales]).mean()
+
+    n, m = len(x), len(y)
+    within_x = (_pair_sum(x, x, kernel) - n) / (n * (n - 1))  # a point with itself counts one: take it out
+    within_y = (_pair_sum(y, y, kernel) - m) / (m * (m - 1))
+    return result(within_x + within_y - 2 * _pair_sum(x, y, kernel) / (n * m), a)
+
+
+def energy_distance(a: Tensor, b: Tensor) -> Tensor:
+    """Energy distance, from all pairs (biased upwards by O(1/n) in its square; never below zero).
+
+    D = (2 E|x − y| − E|x − x'| − E|y − y'|)^½; on a line it is (2 ∫ (F_a − F_b)²)^½. No parameter to choose.
+
+    Args:
+        a: a sample, (n, *D).
+        b: another, (m, *D).
+
+    Returns:
+        D, a float64 scalar on the device of `a`; its square has the units of the data.
+
+    References:
+        Székely and Rizzo (2013), Energy statistics: a class of statistics based on distances.
+
+    Example:
+        >>> f"{energy_distance(torch.zeros(1, 1), torch.ones(1, 1)):.4f}"  # sqrt(2)
+        '1.4142'
+    """
+    x, y = pair(a, b)
+    n, m = len(x), len(y)
+    square = 2 * _pair_sum(x, y) / (n * m) - _pair_sum(x, x) / n**2 - _pair_sum(y, y) / m**2
+    return result(square.clamp(min=0).sqrt(), a)  # equal samples may round to just below zero
+
+
+def median_distance(x: Tensor) -> Tensor:
+    """The median distance between two points of a sample (n, *D): the usual bandwidth of a kernel.
+
+    Of a large sample 1000 points are looked at, evenly spread through its order.
+
+    References:
+        Gretton et al. (2012), A kernel two-sample test, JMLR 13, section 8.
+
+    Example:
+        >>> f"{median_distance(torch.tensor([[0.0], [1.0], [5.0]])):.1f}"  # of 1, 4 and 5
+        '4.0'
+    """
+    return result(torch.as_tensor(_median_distance(pair(x, x)[0]), dtype=torch.float64), x)
+
+
+def _median_distance(*samples: Tensor) -> float:
+    few = torch.cat([x[:: -(-len(x) // 1000)] for x in samples])
+    if len(few) < 2:
+        raise ValueError("x must hold at least 2 points, got 1: a distance needs a pair")
+    return float(torch.pdist(few).median())
+
+
+def _pair_sum(x: Tensor, y: Tensor, f: Callable[[Tensor], Tensor] = torch.sum) -> Tensor:
+    """f of the table |x_i − y_j|, f a sum of some kind, a chunk of rows at a time."""
+    # |x|² + |y|² − 2xy is ten times as fast for images, but leaves 1e-8 of the offset where the distance is zero.
+    mode = f"{'donot_use' if x.shape[1] <= 64 else 'use'}_mm_for_euclid_dist"
+    centre = y.mean(0)
+    x, y = x - centre, y - centre
+    total = x.new_zeros(())
+    for rows in row_chunks(x, len(y)):
+        distance = torch.cdist(rows, y, compute_mode=mode)
+        total = total + f(distance)
+    return total
