@@ -112,8 +112,8 @@ def _median_distance(*samples: Tensor) -> float:
 
 
 def _pair_sum(x: Tensor, y: Tensor, f: Callable[[Tensor], Tensor] = torch.sum) -> Tensor:
-    """f of the table |x_i − y_j|, f a sum of some kind, a chunk of rows at a time."""
-    # |x|² + |y|² − 2xy is ten times as fast for images, but leaves 1e-8 of the offset where the distance is zero.
+    """The sum `f` makes of the table |x_i − y_j|, a chunk of rows at a time."""
+    # |x|² + |y|² − 2xy is ten times as fast for images, but leaves 1e-8 of |x| where the distance is zero.
     mode = f"{'donot_use' if x.shape[1] <= 64 else 'use'}_mm_for_euclid_dist"
     centre = y.mean(0)
     x, y = x - centre, y - centre
