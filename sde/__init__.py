@@ -1,3 +1,88 @@
-"""Score-based generative models by stochastic differential equations: forward SDE, score model, solver."""
+"""Score-based generative models by stochastic differential equations: forward SDE, score model, solver.
+
+Example:
+    >>> import torch, sde
+    >>> vp = sde.VP()  # how data become noise
+    >>> model = sde.ExactScore(
+    ...     sde.Mixture([0.5, 0.5], [[-1.0], [1.0]], [0.01, 0.01]), vp
+    ... )  # what is known of the way back
+    >>> x = sde.sample(model, (100, 1), steps=20, solver=sde.Heun())  # the way back
+    >>> x.shape
+    torch.Size([100, 1])
+"""
+
+from sde import nets, random
+from sde.forward import (
+    CLD,
+    EDM,
+    SDE,
+    VE,
+    VP,
+    BrownianMotion,
+    Cosine,
+    DoubleWell,
+    Flow,
+    ForwardSDE,
+    FromCoefficients,
+    GeometricBrownianMotion,
+    MatrixSDE,
+    OrnsteinUhlenbeck,
+    Point,
+    ScalarSDE,
+    SubVP,
+    Tabulated,
+    ThirdOrderLangevin,
+)  # fmt: skip
+from sde.random import BrownianPath, Noise, WhiteNoise
+from sde.score import (
+    CFG,
+    Empirical,
+    ExactScore,
+    Gaussian,
+    Mixture,
+    Model,
+    Reschedule,
+    ScoreModel,
+    Target,
+    Wrapper,
+)
+from sde.solvers import (
+    DDIM,
+    RK4,
+    Ancestral,
+    AnnealedLangevin,
+    Euler,
+    EulerMaruyama,
+    Heun,
+    Langevin,
+    PredictorCorrector,
+    ReverseDiffusion,
+    ReverseSDE,
+    Solver,
+    State,
+    Trajectory,
+    grids,
+    integrate,
+    record,
+    sample,
+    trajectory,
+)  # fmt: skip
 
 __version__ = "0.1.0"
+
+__all__ = [
+    # forward SDEs
+    "SDE", "ForwardSDE", "ScalarSDE", "MatrixSDE", "Point",
+    "VP", "SubVP", "VE", "EDM", "Cosine", "Flow", "OrnsteinUhlenbeck", "Tabulated", "FromCoefficients",
+    "CLD", "ThirdOrderLangevin", "BrownianMotion", "GeometricBrownianMotion", "DoubleWell",
+    # score models
+    "Model", "ScoreModel", "Wrapper", "ExactScore", "Target", "Gaussian", "Mixture", "Empirical", "Reschedule", "CFG",
+    # solvers
+    "Solver", "ReverseSDE", "trajectory", "integrate", "record", "sample", "State", "Trajectory", "grids",
+    "Euler", "EulerMaruyama", "Heun", "RK4", "ReverseDiffusion", "Ancestral", "DDIM",
+    "Langevin", "AnnealedLangevin", "PredictorCorrector",
+    # noise
+    "Noise", "WhiteNoise", "BrownianPath",
+    # rooms
+    "nets", "random",
+]  # fmt: skip

@@ -1,0 +1,17 @@
+"""Forward SDEs: how data become noise. One class to a schedule; `base` says what a solver may ask of it."""
+
+from sde.forward.base import SDE, ForwardSDE
+from sde.forward.coefficients import FromCoefficients
+from sde.forward.examples import BrownianMotion, DoubleWell, GeometricBrownianMotion
+from sde.forward.matrix import CLD, MatrixSDE, ThirdOrderLangevin
+from sde.forward.point import Point
+from sde.forward.scalar import ScalarSDE
+from sde.forward.table import Tabulated
+from sde.forward.zoo import EDM, VE, VP, Cosine, Flow, OrnsteinUhlenbeck, SubVP
+
+__all__ = [
+    "SDE", "ForwardSDE", "ScalarSDE", "MatrixSDE", "Point",
+    "VP", "SubVP", "VE", "EDM", "Cosine", "Flow", "OrnsteinUhlenbeck", "Tabulated", "FromCoefficients",
+    "CLD", "ThirdOrderLangevin",
+    "BrownianMotion", "GeometricBrownianMotion", "DoubleWell",
+]  # fmt: skip

@@ -1,0 +1,338 @@
+r"""Matrix SDEs: K channels to each coordinate, mixed by one linear system.
+
+    dU = beta(t) F U dt + sqrt(beta(t)) G dW,    U_0 = embed x0 + noise of covariance cov0
+
+On the clock b(t), the integral of beta, the moments follow m' = F m and Sigma' = F Sigma + Sigma F' + G G', so that with
+Phi = exp(F b)
+
+    A = Phi embed,      Sigma = Phi cov0 Phi' + Q(b),      exp([[F, G G'], [0, -F']] b) = [[Phi, Q Phi'^-1], [0, Phi'^-1]]
+
+(Van Loan 1978). L is the Cholesky factor of Sigma. All that U says of x0 is the statistic x^ = r' U with
+r = tau^2 Sigma^-1 A, which is x0 plus noise of variance tau^2 = 1 / (A' Sigma^-1 A): a network sees this scalar pair
+(1, tau), and its estimate of x0 determines the whole score, -Sigma^-1 (U - A E[x0 | U]).
+
+Channels lie in axis 1 of the state, (B, K, \*D); nothing outside this file knows of K.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sde.forward.base import ForwardSDE
+from sde.forward.point import Point
+from sde.nodes import Node
+from sde.shape import Coefficient, as_time, expand, sum_event
+
+Matrix = Sequence[Sequence[float]]
+
+
+def act(m: Tensor, x: Tensor) -> Tensor:
+    r"""Matrix (K, J) or (B, K, J) on the channels of x: (B, J, \*D) to (B, K, \*D)."""
+    return (m.to(x) @ x.flatten(2)).reshape(x.shape[0], m.shape[-2], *x.shape[2:])
+
+
+class MatrixSDE(ForwardSDE):
+    r"""dU = beta F U dt + sqrt(beta) G dW on K channels per coordinate.
+
+    Args:
+        F: Drift matrix, K × K.
+        G: Noise matrix, K × K.
+        embed: How x0 enters at t = 0, K numbers.
+        cov0: Covariance of the channels at t = 0 given x0, K × K; 0 where a channel starts exactly.
+        beta: Constant speed of the clock, b = beta t.
+        t_min: Where sampling stops.
+        t_max: Time of the prior.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+
+    References:
+        Dockhorn, Vahdat & Kreis (2022), 2112.07068; Van Loan (1978), IEEE Trans. Automat. Contr. 23, 395.
+
+    Example:
+        >>> import torch, sde
+        >>> oscillator = sde.MatrixSDE(F=[[0, 1], [-1, -2]], G=[[0, 0], [0, 2]], embed=[1, 0], cov0=[[0, 0], [0, 0.04]])
+        >>> oscillator.perturb(torch.zeros(4, 2), t=0.5).x.shape
+        torch.Size([4, 2, 2])
+    """
+
+    def __init__(
+        self,
+        F: Matrix,
+        G: Matrix,
+        embed: Sequence[float],
+        cov0: Matrix,
+        beta: float = 1.0,
+        t_min: float = 1e-3,
+        t_max: float = 1.0,
+    ) -> None:
+        self.F, self.G, self.embed, self.cov0, self.beta = F, G, embed, cov0, beta
+        self.t_min, self.t_max = t_min, t_max
+        k = len(embed)
+        for name, m in {"F": F, "G": G, "cov0": cov0}.items():
+            if len(m) != k or any(len(row) != k for row in m):
+                raise ValueError(f"{name} must be {k} × {k}, as embed has {k} numbers, got {m}")
+
+    @property
+    def channels(self) -> int:
+        """K."""
+        return len(self.embed)
+
+    def _matrix(self, m: Matrix, like: Tensor) -> Tensor:
+        return torch.tensor(m, dtype=like.dtype, device=like.device)
+
+    def clock_of(self, t: Tensor) -> Tensor:
+        """b(t), the integral of beta."""
+        return self.beta * t
+
+    def _van_loan(self, b: Tensor) -> tuple[Tensor, Tensor]:
+        """Phi and Q over an interval of length b on the clock: (\\*b, K, K) each."""
+        k, f, g = self.channels, self._matrix(self.F, b), self._matrix(self.G, b)
+        block = torch.cat([torch.cat([f, g @ g.T], 1), torch.cat([torch.zeros_like(f), -f.T], 1)])
+        e = torch.matrix_exp(block * b[..., None, None])
+        phi = e[..., :k, :k]
+        return phi, e[..., :k, k:] @ phi.mT
+
+    def moments(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        r"""A and Sigma at times t of shape (\*n): (\*n, K) and (\*n, K, K), float64."""
+        phi, q = self._van_loan(self.clock_of(t))
+        return phi @ self._matrix([self.embed], t)[0], phi @ self._matrix(self.cov0, t) @ phi.mT + q
+
+    def _factors(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """A, L, L^-1, the row r of the statistic and its deviation tau."""
+        a, cov = self.moments(t)
+        chol = torch.linalg.cholesky(cov)
+        inverse = torch.linalg.solve_triangular(chol, torch.eye(self.channels).to(cov).expand_as(cov), upper=False)
+        w = (inverse @ a[..., None])[..., 0]  # L^-1 A
+        tau2 = 1 / (w**2).sum(-1)
+        r = tau2[..., None] * (inverse.mT @ w[..., None])[..., 0]
+        return a, chol, inverse, r, torch.sqrt(tau2)
+
+    def factors(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Coefficient]:
+        """`A` (K, 1), L, L^-1, r (1, K) and tau at t, in the dtype and on the device of x; batched where t is."""
+        if type(t) is Node:
+            column = t.table.column(self, ("factors", x.dtype, x.device), lambda u: self._factors_like(x, u))
+            a, chol, inverse, r, tau = column[t.index]
+        else:
+            a, chol, inverse, r, tau = self._factors(as_time(t))
+        return a[..., :, None], chol, inverse, r[..., None, :], tau
+
+    def _factors_like(self, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+        *matrices, tau = self._factors(t)
+        return *(m.to(x) for m in matrices), tau
+
+    def covariance(self, t: float | Tensor) -> Tensor:
+        """Sigma at t."""
+        if type(t) is Node:
+            return t.table.column(self, "covariance", lambda u: self.moments(u)[1])[t.index]
+        return self.moments(as_time(t))[1]
+
+    # The actions.
+
+    def state(self, x0: Tensor) -> Tensor:  # noqa: D102
+        return x0.new_zeros(x0.shape[0], self.channels, *x0.shape[1:])
+
+    def mean(self, x0: Tensor, t: float | Tensor) -> Tensor:  # noqa: D102
+        return act(self.factors(x0, t)[0], x0[:, None])
+
+    def unmean(self, r: Tensor, t: float | Tensor) -> Tensor:  # noqa: D102
+        return act(self.factors(r, t)[3], r)[:, 0]
+
+    def color(self, eps: Tensor, t: float | Tensor) -> Tensor:  # noqa: D102
+        return act(self.factors(eps, t)[1], eps)
+
+    def whiten(self, r: Tensor, t: float | Tensor) -> Tensor:  # noqa: D102
+        return act(self.factors(r, t)[2], r)
+
+    def score(self, eps: Tensor, t: float | Tensor) -> Tensor:  # noqa: D102
+        return -act(self.factors(eps, t)[2].mT, eps)
+
+    def tilt(self, g: Tensor, t: float | Tensor) -> Tensor:  # noqa: D102
+        return act(self.factors(g, t)[1].mT, g)
+
+    def gain(self, s: Tensor, t: float | Tensor) -> Tensor:  # noqa: D102
+        g = self._matrix(self.G, s)
+        return act(self.beta * g @ g.T, s)
+
+    def drift(self, x: Tensor, t: float | Tensor) -> Tensor:  # noqa: D102
+        return act(self.beta * self._matrix(self.F, x), x)
+
+    def diffusion(self, x: Tensor, t: float | Tensor, z: Tensor) -> Tensor:  # noqa: D102
+        return act(math.sqrt(self.beta) * self._matrix(self.G, z), z)
+
+    def velocity(self, point: Point) -> Tensor:  # noqa: D102
+        return self.drift(point.x, point.t) - self.gain(self.score(point.eps, point.t), point.t) / 2
+
+    def logdet(self, t: float | Tensor, x: Tensor) -> Coefficient:  # noqa: D102
+        chol = self.factors(x, t)[1]
+        return x[0, 0].numel() * torch.log(chol.diagonal(dim1=-2, dim2=-1)).sum(-1)
+
+    def _kernel(self, x: Tensor, s: float | Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
+        """Phi and Q of U_t | U_s ~ N(Phi U_s, Q)."""
+        if type(s) is Node and type(t) is Node and s.table is t.table and t.index + 1 == s.index:
+            return t.table.column(self, "kernel", lambda u: self._neighbours(u))[t.index]
+        return self._van_loan(self.clock_of(as_time(t)) - self.clock_of(as_time(s)))
+
+    def _neighbours(self, times: Tensor) -> tuple[Tensor, Tensor]:
+        b = self.clock_of(times)
+        return self._van_loan(torch.cat([b[:-1] - b[1:], b.new_zeros(1)]))
+
+    def _noise(self, q: Tensor, z: Tensor) -> Tensor:
+        """A root of Q on z; Q may be singular, where a channel takes no noise of its own."""
+        values, vectors = torch.linalg.eigh(q)
+        return act(vectors * values.clamp_min(0).sqrt()[..., None, :], z)
+
+    def transition(self, x: Tensor, s: float | Tensor, t: float | Tensor, z: Tensor) -> Tensor:  # noqa: D102
+        phi, q = self._kernel(x, s, t)
+        return act(phi, x) + self._noise(q, z)
+
+    def transition_gain(self, r: Tensor, s: float | Tensor, t: float | Tensor) -> Tensor:  # noqa: D102
+        return act(self._kernel(r, s, t)[1], r)
+
+    def bridge(self, x0: Tensor, x: Tensor, t: float | Tensor, s: float | Tensor, z: Tensor) -> Tensor:  # noqa: D102
+        phi, q = self._kernel(x, s, t)
+        cov_s = self.covariance(s)
+        cov_t = phi @ cov_s @ phi.mT + q
+        back = torch.linalg.solve(cov_t, phi @ cov_s).mT  # Sigma_s Phi' Sigma_t^-1
+        keep = torch.eye(self.channels).to(phi) - back @ phi
+        v = keep @ cov_s @ keep.mT + back @ q @ back.mT  # Joseph's form: positive by construction
+        return self.mean(x0, s) + act(back, x - self.mean(x0, t)) + self._noise(v, z)
+
+    def rates_of_statistic(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # noqa: D102
+        tau = self._factors(t)[4]
+        return torch.ones_like(tau), tau, torch.zeros_like(tau), torch.zeros_like(tau)
+
+    def clock(self, t: Tensor) -> Tensor:
+        """log(tau) / 4, the noise of the statistic: see `ScalarSDE.clock`."""
+        return torch.log(self._factors(as_time(t))[4]) / 4
+
+    def statistic(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Coefficient, Coefficient]:  # noqa: D102
+        y, tau = self.unmean(x, t), self.factors(x, t)[4]
+        return y, 1.0, expand(tau, y)
+
+    def log_residual(self, x: Tensor, t: float | Tensor) -> Coefficient:  # noqa: D102
+        y = self.unmean(x, t)
+        eps = self.whiten(x - self.mean(y, t), t)
+        tau = self.factors(x, t)[4]
+        log_tau = torch.log(tau) if isinstance(tau, Tensor) else math.log(tau)
+        normal = y[0].numel() * (self.channels - 1) * math.log(2 * math.pi) / 2
+        return -sum_event(eps**2) / 2 - self.logdet(t, x) + y[0].numel() * log_tau - normal
+
+
+@dataclass(frozen=True)
+class _Langevin(MatrixSDE):
+    """What the named Langevin systems share: matrices from a few numbers."""
+
+    beta: float = 4.0
+    t_min: float = 1e-3
+    t_max: float = 1.0
+
+
+@dataclass(frozen=True)
+class CLD(_Langevin):
+    r"""Critically damped Langevin diffusion: position x and velocity v, noise enters through v alone.
+
+    dx = beta v / M dt,   dv = (-beta x - beta Gamma v / M) dt + sqrt(2 Gamma beta) dW, critically damped at Gamma^2 = 4 M.
+
+    Args:
+        beta: Speed, per unit of time. Default 4, as in the paper.
+        mass: M. Default 1/4, with Gamma = 1: critical damping.
+        gamma: v starts with variance gamma M. Default .04, as in the paper.
+        t_min: Where sampling stops; 1e-3 in the paper.
+        t_max: Time of the prior.
+
+    References:
+        Dockhorn, Vahdat & Kreis (2022), 2112.07068, eq. 5 and section 3.3.
+
+    Example:
+        >>> import torch, sde
+        >>> sde.CLD().perturb(torch.zeros(4, 2), t=torch.rand(4)).x.shape
+        torch.Size([4, 2, 2])
+    """
+
+    mass: float = 0.25
+    gamma: float = 0.04
+
+    @property
+    def friction(self) -> float:
+        """Gamma at critical damping, 2 sqrt(M)."""
+        return 2 * math.sqrt(self.mass)
+
+    @property
+    def F(self) -> Matrix:  # noqa: D102
+        return [[0.0, 1 / self.mass], [-1.0, -self.friction / self.mass]]
+
+    @property
+    def G(self) -> Matrix:  # noqa: D102
+        return [[0.0, 0.0], [0.0, math.sqrt(2 * self.friction)]]
+
+    @property
+    def embed(self) -> Sequence[float]:  # noqa: D102
+        return [1.0, 0.0]
+
+    @property
+    def cov0(self) -> Matrix:  # noqa: D102
+        return [[0.0, 0.0], [0.0, self.gamma * self.mass]]
+
+    def published(self, t: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+        m, big_gamma, b = self.mass, 2 * self.mass**0.5, self.beta
+        f = torch.tensor([[0, b / m], [-b, -b * big_gamma / m]], dtype=t.dtype)
+        g = torch.tensor([[0, 0], [0, math.sqrt(2 * big_gamma * b)]], dtype=t.dtype)
+        return f.expand(*t.shape, 2, 2), g.expand(*t.shape, 2, 2)
+
+
+@dataclass(frozen=True)
+class ThirdOrderLangevin(_Langevin):
+    r"""Third-order Langevin diffusion: position q, momentum p, auxiliary s; noise enters through s alone.
+
+    dq = beta p dt,  dp = (-q + gamma s) beta dt,  ds = (-gamma p - xi s) beta dt + sqrt(2 xi beta) dW: stationary N(0, I).
+    With gamma = 2 sqrt 2 and xi = 3 sqrt 3 the drift has one triple eigenvalue -sqrt 3: critical damping.
+
+    Args:
+        beta: Speed, per unit of time.
+        gamma: Coupling of p and s.
+        xi: Friction of s.
+        spread: p and s start with this variance.
+        t_min: Where sampling stops.
+        t_max: Time of the prior.
+
+    References:
+        Mou, Ma, Wainwright, Bartlett & Jordan (2021), 1908.10859; as a diffusion model: Shi & Liu (2024), 2404.12814.
+
+    Example:
+        >>> import torch, sde
+        >>> sde.ThirdOrderLangevin().perturb(torch.zeros(4, 2), t=torch.rand(4)).x.shape
+        torch.Size([4, 3, 2])
+    """
+
+    gamma: float = 2 * math.sqrt(2)
+    xi: float = 3 * math.sqrt(3)
+    spread: float = 0.04
+
+    @property
+    def F(self) -> Matrix:  # noqa: D102
+        return [[0.0, 1.0, 0.0], [-1.0, 0.0, self.gamma], [0.0, -self.gamma, -self.xi]]
+
+    @property
+    def G(self) -> Matrix:  # noqa: D102
+        return [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, math.sqrt(2 * self.xi)]]
+
+    @property
+    def embed(self) -> Sequence[float]:  # noqa: D102
+        return [1.0, 0.0, 0.0]
+
+    @property
+    def cov0(self) -> Matrix:  # noqa: D102
+        return [[0.0, 0.0, 0.0], [0.0, self.spread, 0.0], [0.0, 0.0, self.spread]]
+
+    def published(self, t: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+        b, c, xi = self.beta, self.gamma, self.xi
+        f = torch.tensor([[0, b, 0], [-b, 0, b * c], [0, -b * c, -b * xi]], dtype=t.dtype)
+        g = torch.zeros(3, 3, dtype=t.dtype)
+        g[2, 2] = math.sqrt(2 * xi * b)
+        return f.expand(*t.shape, 3, 3), g.expand(*t.shape, 3, 3)

@@ -1,0 +1,222 @@
+r"""Scalar SDEs: x_t = alpha(t) x0 + sigma(t) eps, one pair of numbers for every coordinate.
+
+The moments determine the SDE dx = f x dt + g dW, and the SDE the moments:
+
+    f = alpha' / alpha,        g^2 = 2 sigma sigma' - 2 f sigma^2,        velocity = alpha' x0 + sigma' eps.
+
+The velocity needs no division by alpha, so it is finite where alpha = 0 and the drift is not. With
+a = alpha_t / alpha_s and q = sigma_t^2 - a^2 sigma_s^2 for s < t,
+
+    transition   x_t | x_s      ~ N(a x_s, q)
+    bridge       x_s | x_t, x0  ~ N(alpha_s x0 + (a sigma_s^2 / sigma_t^2)(x_t - alpha_t x0), sigma_s^2 q / sigma_t^2)
+
+the latter being the posterior of ancestral sampling (Ho, Jain & Abbeel 2020, 2006.11239, eq. 7).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from sde.forward.base import ForwardSDE
+from sde.forward.point import Point
+from sde.nodes import Node, tabulated
+from sde.shape import Coefficient, as_time, expand, scaled
+
+Rates = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def root(c: Coefficient) -> Coefficient:
+    """Square root of a number or tensor, rounding below 0 clipped.
+
+    Example:
+        >>> root(4.0)
+        2.0
+    """
+    return c.clamp_min(0).sqrt() if isinstance(c, Tensor) else math.sqrt(max(c, 0.0))
+
+
+class ScalarSDE(ForwardSDE):
+    """SDE given by alpha(t) and sigma(t): all that one writes to add a schedule.
+
+    Both take a tensor of times (float64) and return one, with torch functions, so that autograd gives the rates.
+    State `t_min`, `t_max` where the defaults do not fit.
+
+    Example:
+        >>> import torch, sde
+        >>> class Linear(sde.ScalarSDE):
+        ...     def alpha(self, t):
+        ...         return 1 - t
+        ...
+        ...     def sigma(self, t):
+        ...         return t
+        >>> Linear().perturb(torch.zeros(4, 2), t=torch.rand(4)).x.shape
+        torch.Size([4, 2])
+    """
+
+    t_min: float = 1e-3
+    t_max: float = 1.0
+    initial: tuple[float, float] = (1.0, 0.0)
+    """alpha and sigma at t = 0."""
+
+    @abstractmethod
+    def alpha(self, t: Tensor) -> Tensor:
+        """Factor of the data at time t."""
+
+    @abstractmethod
+    def sigma(self, t: Tensor) -> Tensor:
+        """Standard deviation of the noise at time t."""
+
+    def rates(self, t: Tensor) -> Rates:
+        """alpha, sigma and their time derivatives: by autograd, unless a subclass states them."""
+        with torch.enable_grad():
+            u = t.detach().requires_grad_()
+            alpha, sigma = (
+                self.alpha(u) + 0 * u,
+                self.sigma(u) + 0 * u,
+            )  # a constant is a function of t as well
+            (dalpha,) = torch.autograd.grad(alpha.sum(), u, retain_graph=True)
+            (dsigma,) = torch.autograd.grad(sigma.sum(), u)
+        return alpha.detach(), sigma.detach(), dalpha, dsigma
+
+    def log_snr(self, t: float | Tensor) -> Tensor:
+        """Log alpha^2 / sigma^2, decreasing in t."""
+        t = as_time(t)
+        return 2 * (torch.log(self.alpha(t)) - torch.log(self.sigma(t)))
+
+    def time_at(self, log_snr: Tensor) -> Tensor:
+        """Time at which `log_snr` takes the given values, by bisection in [t_min, t_max]; clipped to that interval."""
+        low = torch.full_like(as_time(log_snr), self.t_min)
+        high = torch.full_like(low, self.t_max)
+        for _ in range(60):  # halvings of an interval in float64
+            mid = (low + high) / 2
+            early = self.log_snr(mid) > log_snr
+            low, high = torch.where(early, mid, low), torch.where(early, high, mid)
+        return (low + high) / 2
+
+    def clock(self, t: Tensor) -> Tensor:
+        """log(sigma / alpha) / 4, as in Karras et al. (2022), 2206.00364; override it where alpha reaches 0."""
+        return -self.log_snr(t) / 8
+
+    # Coefficients at a time: floats at a node, else tensors of the time's shape.
+
+    @tabulated
+    def levels(self, t: float | Tensor) -> tuple[Coefficient, Coefficient]:
+        """Alpha and sigma at t."""
+        t = as_time(t)
+        return torch.as_tensor(self.alpha(t)).expand_as(t), torch.as_tensor(self.sigma(t)).expand_as(t)
+
+    @tabulated
+    def all_rates(self, t: float | Tensor) -> tuple[Coefficient, Coefficient, Coefficient, Coefficient]:
+        """alpha, sigma, alpha', sigma' at t."""
+        return self.rates(as_time(t))
+
+    def levels_on(self, x: Tensor, t: float | Tensor) -> tuple[Coefficient, Coefficient]:
+        """Alpha and sigma at t, shaped to multiply x."""
+        if type(t) is Node:
+            return self.levels(t)
+        alpha, sigma = self.levels(t)
+        return expand(alpha, x), expand(sigma, x)
+
+    def rates_on(self, x: Tensor, t: float | Tensor) -> tuple[Coefficient, Coefficient, Coefficient, Coefficient]:
+        """alpha, sigma, alpha', sigma' at t, shaped to multiply x."""
+        if type(t) is Node:
+            return self.all_rates(t)
+        alpha, sigma, dalpha, dsigma = self.all_rates(t)
+        return expand(alpha, x), expand(sigma, x), expand(dalpha, x), expand(dsigma, x)
+
+    def f_g2(self, x: Tensor, t: float | Tensor) -> tuple[Coefficient, Coefficient]:
+        """F and g^2 at t, shaped to multiply x; infinite where alpha = 0."""
+        alpha, sigma, dalpha, dsigma = self.rates_on(x, t)
+        f = dalpha / alpha
+        return f, 2 * sigma * (dsigma - f * sigma)
+
+    # The actions.
+
+    def mean(self, x0: Tensor, t: float | Tensor) -> Tensor:  # noqa: D102
+        return scaled(self.levels_on(x0, t)[0], x0)
+
+    def unmean(self, r: Tensor, t: float | Tensor) -> Tensor:  # noqa: D102
+        alpha = self.levels_on(r, t)[0]
+        if isinstance(alpha, Tensor):
+            return scaled(torch.where(alpha == 0, torch.zeros_like(alpha), 1 / alpha), r)
+        return scaled(1 / alpha if alpha else 0.0, r)
+
+    def color(self, eps: Tensor, t: float | Tensor) -> Tensor:  # noqa: D102
+        return scaled(self.levels_on(eps, t)[1], eps)
+
+    def whiten(self, r: Tensor, t: float | Tensor) -> Tensor:  # noqa: D102
+        return scaled(1 / self.levels_on(r, t)[1], r)
+
+    def score(self, eps: Tensor, t: float | Tensor) -> Tensor:  # noqa: D102
+        return scaled(-1 / self.levels_on(eps, t)[1], eps)
+
+    def tilt(self, g: Tensor, t: float | Tensor) -> Tensor:  # noqa: D102
+        return scaled(self.levels_on(g, t)[1], g)
+
+    def gain(self, s: Tensor, t: float | Tensor) -> Tensor:  # noqa: D102
+        return scaled(self.f_g2(s, t)[1], s)
+
+    def drift(self, x: Tensor, t: float | Tensor) -> Tensor:  # noqa: D102
+        return scaled(self.f_g2(x, t)[0], x)
+
+    def diffusion(self, x: Tensor, t: float | Tensor, z: Tensor) -> Tensor:  # noqa: D102
+        return scaled(root(self.f_g2(x, t)[1]), z)
+
+    def logdet(self, t: float | Tensor, x: Tensor) -> Coefficient:  # noqa: D102
+        sigma = self.levels(t)[1]
+        return x[0].numel() * (torch.log(sigma) if isinstance(sigma, Tensor) else math.log(sigma))
+
+    def velocity(self, point: Point) -> Tensor:  # noqa: D102
+        _, _, dalpha, dsigma = self.rates_on(point.x, point.t)
+        return point.combine(dalpha, dsigma)
+
+    def reverse_drift(self, point: Point, eta: float) -> Tensor:  # noqa: D102
+        # The base class's formula with score = -eps / sigma, as one combination.
+        if eta == 0.0 or point.coupled:
+            return super().reverse_drift(point, eta)
+        alpha, sigma, dalpha, dsigma = self.rates_on(point.x, point.t)
+        return point.combine(dalpha, dsigma + eta**2 * (dsigma - sigma * dalpha / alpha))
+
+    def singular(self, t: float | Tensor) -> bool:  # noqa: D102
+        alpha, sigma = self.levels(t)
+        return bool(alpha == 0) or bool(sigma == 0)
+
+    def velocity_singular(self, t: float | Tensor) -> bool:  # noqa: D102
+        return bool(self.levels(t)[1] == 0)
+
+    def kernel(self, x: Tensor, s: float | Tensor, t: float | Tensor) -> tuple[Coefficient, Coefficient]:
+        """(a, q) of x_t | x_s ~ N(a x_s, q), shaped to multiply x."""
+        (alpha_s, sigma_s), (alpha_t, sigma_t) = self.levels_on(x, s), self.levels_on(x, t)
+        a = alpha_t / alpha_s
+        return a, sigma_t**2 - a**2 * sigma_s**2
+
+    def transition(self, x: Tensor, s: float | Tensor, t: float | Tensor, z: Tensor) -> Tensor:  # noqa: D102
+        a, q = self.kernel(x, s, t)
+        return scaled(a, x) + scaled(root(q), z)
+
+    def transition_gain(self, r: Tensor, s: float | Tensor, t: float | Tensor) -> Tensor:  # noqa: D102
+        return scaled(self.kernel(r, s, t)[1], r)
+
+    def bridge_pair(self, x: Tensor, t: float | Tensor, s: float | Tensor) -> tuple[Coefficient, Coefficient]:
+        """(c, v) of the bridge as x_s = alpha_s x0 + c eps + sqrt(v) z, with eps the noise endpoint at t."""
+        sigma_s, sigma_t = self.levels_on(x, s)[1], self.levels_on(x, t)[1]
+        a, q = self.kernel(x, s, t)
+        return a * sigma_s**2 / sigma_t, sigma_s**2 * q / sigma_t**2
+
+    def bridge(self, x0: Tensor, x: Tensor, t: float | Tensor, s: float | Tensor, z: Tensor) -> Tensor:  # noqa: D102
+        c, v = self.bridge_pair(x, t, s)
+        eps = self.whiten(x - self.mean(x0, t), t)
+        return self.mean(x0, s) + scaled(c, eps) + scaled(root(v), z)
+
+    def rates_of_statistic(self, t: Tensor) -> Rates:  # noqa: D102
+        return self.rates(as_time(t))
+
+    def statistic(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Coefficient, Coefficient]:  # noqa: D102
+        return x, *self.levels_on(x, t)
+
+    def log_residual(self, x: Tensor, t: float | Tensor) -> Coefficient:  # noqa: D102
+        return 0.0

@@ -1,0 +1,94 @@
+r"""Times of a run, and the coefficients made once for all of them.
+
+A solver's loop visits a fixed grid of times. What a schedule says at those times (alpha, sigma, their derivatives, a
+model's preconditioning) is asked for at every step, and costs tens of microseconds when it is made of one-element
+tensors. A `Node` is a time of such a grid: a Python float that knows its table. A method marked `@tabulated` is
+written for a tensor of times; called with a tensor it runs as written, called with a `Node` it has been run once on
+the whole grid, in float64, and the row of that node is looked up as plain numbers. Nothing is stored on the SDE:
+the table belongs to the run and goes with it.
+
+Only objects with `tabulates = True` are given nodes (see `sde.solvers.trajectory`); whoever writes a level-1 SDE or a
+guidance rule sees times as tensors of shape (), as the convention says.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Node(float):
+    """One time of a grid: a float with its place in a `Table`."""
+
+    __slots__ = ("index", "table")
+    index: int
+    table: Table
+
+
+class Table:
+    """All times of one run, with a column for each quantity that was asked for.
+
+    Args:
+        times: Grid of shape (N,), in the order of the run.
+        fractions: Where inside a step a solver evaluates, as fractions of it (0.5: the midpoint).
+
+    Example:
+        >>> table = Table(torch.linspace(1, 0, 3), fractions=(0.5,))
+        >>> table.nodes[0], between(table.nodes[0], table.nodes[1], 0.5)
+        (1.0, 0.75)
+    """
+
+    def __init__(self, times: Tensor, fractions: Sequence[float] = ()) -> None:
+        grid = times.detach().to("cpu", torch.float64)
+        stages = [grid[:-1] + c * grid.diff() for c in fractions]
+        self.times = torch.cat([grid, *stages])
+        self.steps = len(grid) - 1
+        self.fractions = {c: len(grid) + k * self.steps for k, c in enumerate(fractions)}
+        self.columns: dict[Any, tuple[object, list]] = {}
+        self.all = [self._node(i, t) for i, t in enumerate(self.times.tolist())]
+        self.nodes = self.all[: self.steps + 1]
+
+    def _node(self, index: int, t: float) -> Node:
+        node = Node(t)
+        node.index, node.table = index, self
+        return node
+
+    def column(self, owner: object, key: object, make: Callable[[Tensor], Any]) -> list:
+        """Rows of make(all times), computed at the first call; the owner is kept alive so that its id stays its own."""
+        found = self.columns.get((id(owner), key))
+        if found is None:
+            found = (owner, _rows(make(self.times), len(self.times)))
+            self.columns[id(owner), key] = found
+        return found[1]
+
+
+def _rows(made: Any, n: int) -> list:
+    if isinstance(made, tuple):
+        return list(zip(*(_rows(m, n) for m in made), strict=True))
+    if not isinstance(made, Tensor) or made.ndim == 0:
+        return [float(made)] * n
+    return made.tolist() if made.ndim == 1 else list(made.unbind(0))
+
+
+def tabulated(method: Callable[[Any, Tensor], Any]) -> Callable[[Any, Any], Any]:
+    """Method of (self, t), computed for a tensor of times, looked up for a `Node`."""
+    name = method.__name__
+
+    @functools.wraps(method)
+    def lookup(self: object, t: Any) -> Any:
+        if type(t) is Node:
+            return t.table.column(self, name, lambda times: method(self, times))[t.index]
+        return method(self, t)
+
+    return lookup
+
+
+def between(t: Any, s: Any, fraction: float) -> Any:
+    """Time t + fraction (s - t) inside a step: a node where t and s are neighbours on a grid that has it."""
+    if type(t) is Node and type(s) is Node and fraction in t.table.fractions:
+        return t.table.all[t.table.fractions[fraction] + t.index]
+    return t + fraction * (s - t)

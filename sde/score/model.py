@@ -1,0 +1,213 @@
+r"""Score models: what a network and a forward SDE make together.
+
+A model answers model(x, t) with a `Point`: its estimate of the endpoints of x, from which score, velocity, x0 and eps
+follow. A `ScoreModel` makes it from a network's raw output F = net(c_in u, c) by the parameterisation (`sde.score.param`);
+an exact target makes it in closed form (`sde.score.exact`); guidance makes it from other models. Solvers cannot tell.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sde.forward import ForwardSDE, Point, ScalarSDE
+from sde.nodes import Node, tabulated
+from sde.random import Generator
+from sde.score.param import PARAMS, SCALAR_ONLY, endpoints
+from sde.shape import Coefficient, as_time, expand, lincomb, scaled
+
+
+class Model(nn.Module):
+    """Anything that estimates endpoints: `forward(x, t, **cond) -> Point`.
+
+    Attributes:
+        sde: Its forward SDE.
+        coupled: True if trained with a coupling that ties eps to x0: it has a velocity and no score.
+        tabulates: True where times are accepted as `sde.nodes.Node`; leave it False in your own.
+    """
+
+    sde: ForwardSDE
+    coupled: bool = False
+    tabulates: bool = False
+
+    @abstractmethod
+    def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Point:
+        r"""Point at states x (B, \*D) and times t, () or (B,)."""
+
+    @abstractmethod
+    def prior(self, x0_like: Tensor, generator: Generator = None, sde: ForwardSDE | None = None) -> Tensor:
+        """Draw from the marginal at t_max of the model's data, or under another forward SDE; shaped for x0_like."""
+
+    @abstractmethod
+    def prior_log_prob(self, x: Tensor, sde: ForwardSDE | None = None) -> Tensor:
+        """Log-density of the marginal at t_max: (B,)."""
+
+    @abstractmethod
+    def data_scale(self) -> float:
+        """Standard deviation of the model's data: what time grids are scaled by."""
+
+    def given(self, **cond: Any) -> Model:
+        """This model with its conditioning closed over, so that solvers carry no keywords.
+
+        Example:
+            >>> import torch, sde
+            >>> net = sde.nets.MLP(dim=2, classes=3, width=8)
+            >>> model = sde.ScoreModel(net, sde.VP()).given(label=torch.tensor([0, 2]))
+            >>> model(torch.zeros(2, 2), 0.5).x0.shape
+            torch.Size([2, 2])
+        """
+        return Given(self, **cond)
+
+    def placement(self) -> tuple[torch.device, torch.dtype]:
+        """Device and floating dtype of the model's first tensor."""
+        for tensor in [*self.parameters(), *self.buffers()]:
+            if tensor.is_floating_point():
+                return tensor.device, tensor.dtype
+        return torch.device("cpu"), torch.get_default_dtype()
+
+
+class Wrapper(Model):
+    """A model made from another: same SDE, same prior, same conventions, unless it says otherwise."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model, self.sde, self.coupled = model, model.sde, model.coupled
+
+    def prior(self, x0_like: Tensor, generator: Generator = None, sde: ForwardSDE | None = None) -> Tensor:  # noqa: D102
+        return self.model.prior(x0_like, generator, sde or self.sde)
+
+    def prior_log_prob(self, x: Tensor, sde: ForwardSDE | None = None) -> Tensor:  # noqa: D102
+        return self.model.prior_log_prob(x, sde or self.sde)
+
+    def data_scale(self) -> float:  # noqa: D102
+        return self.model.data_scale()
+
+
+class Given(Wrapper):
+    """A model with fixed conditioning: see `Model.given`."""
+
+    def __init__(self, model: Model, **cond: Any) -> None:
+        super().__init__(model)
+        self.cond = cond
+        self.tabulates = model.tabulates
+
+    def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Point:  # noqa: D102
+        return self.model(x, t, **{**self.cond, **cond})
+
+
+class ScoreModel(Model):
+    r"""Network, forward SDE and parameterisation: the model that is trained.
+
+    Args:
+        net: Called as net(x, c, \*\*cond) with x (B, \*D) of about unit variance and c (B,) the SDE's clock; returns like x.
+        sde: Forward SDE, scalar or matrix.
+        param: What the net's raw output means: edm (default), eps, x0, v, velocity, score; see `sde.score.param`.
+        mean: Mean of the data, a number or a tensor that broadcasts against one sample.
+        scale: Standard deviation of the data, one number.
+        coupled: Set by training with a coupling (law 11).
+
+    Raises:
+        ValueError: If param is unknown, or not defined for a matrix SDE.
+
+    Example:
+        >>> import torch, sde
+        >>> model = sde.ScoreModel(sde.nets.MLP(dim=2, width=32), sde.VP())
+        >>> model(torch.zeros(4, 2), t=torch.rand(4)).score.shape
+        torch.Size([4, 2])
+    """
+
+    tabulates = True
+    mean: Tensor
+
+    def __init__(
+        self,
+        net: nn.Module,
+        sde: ForwardSDE,
+        param: str = "edm",
+        mean: float | Sequence[float] | Tensor = 0.0,
+        scale: float = 1.0,
+        coupled: bool = False,
+    ) -> None:
+        super().__init__()
+        if param not in PARAMS:
+            raise ValueError(f"param must be one of {', '.join(PARAMS)}, got {param!r}")
+        if param in SCALAR_ONLY and not isinstance(sde, ScalarSDE):
+            raise ValueError(
+                f"param {param!r} is not defined for the matrix SDE {type(sde).__name__}: use edm, v, eps or x0"
+            )
+        if not scale > 0:
+            raise ValueError(f"scale must be positive, got {scale}: pass the data's standard deviation")
+        self.net, self.sde, self.param, self.scale, self.coupled = net, sde, param, float(scale), coupled
+        self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.get_default_dtype()).clone())
+        self.centred = not bool(self.mean.any())
+
+    @tabulated
+    def _coefficients(self, t: Tensor) -> tuple[Coefficient, ...]:
+        """alpha, c_in and the pairs (a0, b0, a1, b1) of the endpoints."""
+        alpha, sigma, dalpha, dsigma = self.sde.rates_of_statistic(t)
+        p, q, c_in = PARAMS[self.param](alpha, sigma, dalpha, dsigma, self.scale)
+        return alpha, c_in, *endpoints(alpha, sigma, p, q)
+
+    def _clock(self, x: Tensor, t: float | Tensor) -> Tensor:
+        """The SDE's clock for each sample, (B,), at least in float32."""
+        dtype = x.dtype if x.dtype.itemsize >= 4 else torch.float32
+        if type(t) is Node:
+            size = x.shape[0]
+            key = (size, dtype, x.device)
+            return t.table.column(self, key, lambda u: self.sde.clock(u).to(x.device, dtype)[:, None].expand(-1, size))[
+                t.index
+            ]
+        return self.sde.clock(as_time(t)).to(x.device, dtype).expand(x.shape[0])
+
+    def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Point:  # noqa: D102
+        scalar = isinstance(self.sde, ScalarSDE)
+        y = x if scalar else self.sde.unmean(x, t)
+        if type(t) is Node:
+            alpha, c_in, *pairs = self._coefficients(t)
+        else:
+            alpha, c_in, *pairs = (expand(c, y) for c in self._coefficients(as_time(t).to(self._time_device(x, t))))
+        u = y if self.centred else y - scaled(alpha, self.mean.to(y.dtype).expand_as(y))
+        raw = self.net(scaled(c_in, u), self._clock(y, t), **cond)
+        shift = None if self.centred else self.mean
+        if scalar:
+            return Point.of(self.sde, x, t, (u, raw), (*pairs,), shift, self.coupled)
+        x0 = lincomb(pairs[0], u, pairs[1], raw)
+        return Point(self.sde, x, t, x0 if shift is None else x0 + shift, coupled=self.coupled)
+
+    @staticmethod
+    def _time_device(x: Tensor, t: float | Tensor) -> torch.device:
+        # A time for each sample goes where the samples are; one time for all stays where it is, as a number.
+        return x.device if isinstance(t, Tensor) and t.ndim else torch.device("cpu")
+
+    def regress(self, x0: Tensor, t: Tensor, eps: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
+        r"""The raw output at x_t = A x0 + L eps, and the combination p z + q eps that it is to match.
+
+        Args:
+            x0: Data, (B, \*D).
+            t: Times, (B,).
+            eps: Standard normal, shaped as the state.
+            **cond: Passed to the network.
+        """
+        alpha, sigma, dalpha, dsigma = self.sde.rates_of_statistic(as_time(t))
+        p, q, c_in = (expand(c, x0) for c in PARAMS[self.param](alpha, sigma, dalpha, dsigma, self.scale))
+        alpha, sigma = expand(alpha, x0), expand(sigma, x0)
+        z = x0 if self.centred else x0 - self.mean.to(x0.dtype)
+        if isinstance(self.sde, ScalarSDE):
+            noise = eps
+        else:
+            noise = scaled(1 / sigma, self.sde.unmean(self.sde.color(eps, t), t))
+        raw = self.net(lincomb(alpha * c_in, z, sigma * c_in, noise), self._clock(x0, t), **cond)
+        return raw, lincomb(p, z, q, noise)
+
+    def prior(self, x0_like: Tensor, generator: Generator = None, sde: ForwardSDE | None = None) -> Tensor:  # noqa: D102
+        return (sde or self.sde).prior(x0_like, self.mean.to(x0_like), self.scale, generator)
+
+    def prior_log_prob(self, x: Tensor, sde: ForwardSDE | None = None) -> Tensor:  # noqa: D102
+        return (sde or self.sde).prior_log_prob(x, self.mean, self.scale)
+
+    def data_scale(self) -> float:  # noqa: D102
+        return self.scale

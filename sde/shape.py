@@ -1,0 +1,93 @@
+r"""Shapes and precision: the only reshape of the package.
+
+A time t has shape () or (B,), a state x has shape (B, \*D). A coefficient c(t) therefore has the shape of t, and
+`expand(c, x)` lets it multiply x. Schedule arithmetic runs in float64 wherever the device has it (`as_time`), and is
+rounded to the state's dtype by the one operation that combines it with a state (`lincomb`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+Coefficient = float | Tensor
+"""A number, or a tensor that already broadcasts against the state."""
+
+
+def as_time(t: float | Tensor) -> Tensor:
+    """Time as a tensor in the best precision of its device: float64, or float32 on MPS, which has no float64.
+
+    Args:
+        t: A number, or a tensor of shape () or (B,).
+
+    Example:
+        >>> as_time(0.5)
+        tensor(0.5000, dtype=torch.float64)
+    """
+    if isinstance(t, Tensor):
+        return t.float() if t.device.type == "mps" else t.double()
+    return torch.tensor(float(t), dtype=torch.float64)
+
+
+def expand(c: Coefficient, x: Tensor) -> Coefficient:
+    r"""Coefficient of shape () or (B,), shaped to multiply a state.
+
+    Args:
+        c: A number, or a tensor of shape () or (B,).
+        x: State of shape (B, \*D).
+
+    Returns:
+        c itself, or c as (B, 1, ..., 1).
+
+    Raises:
+        ValueError: If c is (B',) and x has another batch size.
+
+    Example:
+        >>> expand(torch.ones(5), torch.zeros(5, 3, 8, 8)).shape
+        torch.Size([5, 1, 1, 1])
+    """
+    if not isinstance(c, Tensor) or c.ndim == 0:
+        return c
+    if c.ndim != 1 or c.shape[0] not in (1, x.shape[0]):
+        raise ValueError(
+            f"t has shape {tuple(c.shape)} but x has shape {tuple(x.shape)}: pass t of shape () or ({x.shape[0]},)"
+        )
+    return c.reshape(c.shape + (1,) * (x.ndim - 1))
+
+
+def scaled(c: Coefficient, x: Tensor) -> Tensor:
+    """Product c x in the dtype of x.
+
+    Example:
+        >>> scaled(torch.tensor([2.0], dtype=torch.float64), torch.ones(1, 2)).dtype
+        torch.float32
+    """
+    if isinstance(c, Tensor):
+        return x * (c.to(x.dtype) if c.ndim else c)
+    return x if c == 1.0 else x * c
+
+
+def lincomb(a: Coefficient, u: Tensor, b: Coefficient, w: Tensor) -> Tensor:
+    """Linear combination a u + b w in the dtype of u: two kernels, fewer where a coefficient is 0 or 1.
+
+    Example:
+        >>> lincomb(2.0, torch.ones(2), 0.5, torch.ones(2))
+        tensor([2.5000, 2.5000])
+    """
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return scaled(a, u) + scaled(b, w)
+    if a == 0.0:
+        return scaled(b, w)
+    if b == 0.0:
+        return scaled(a, u)
+    return torch.add(scaled(a, u), w, alpha=b)
+
+
+def sum_event(x: Tensor) -> Tensor:
+    r"""Sum over everything but the batch: (B, \*D) to (B,).
+
+    Example:
+        >>> sum_event(torch.ones(4, 3, 2))
+        tensor([6., 6., 6., 6.])
+    """
+    return x.flatten(1).sum(1)

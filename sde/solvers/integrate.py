@@ -1,0 +1,271 @@
+r"""The one loop: x_{i+1} = step(x_i, t_i, t_{i+1}) along a fixed grid of times.
+
+Everything that moves a state through time goes through `trajectory`: forward simulation, sampling, encoding, likelihood. The
+direction of the grid decides which way it runs. Coefficients of the whole grid are made once (`sde.nodes`), so that a step
+adds a handful of elementwise operations to the network's own time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sde.forward import SDE, ForwardSDE
+from sde.nodes import Table
+from sde.random import Generator, Noise, WhiteNoise
+from sde.score import Model
+from sde.solvers import grids
+from sde.solvers.onestep import DDIM, Heun
+from sde.solvers.reverse import ReverseSDE
+from sde.solvers.solver import Solver
+
+
+class State(NamedTuple):
+    """A moment of a run: time, state, and model evaluations so far."""
+
+    t: float
+    x: Tensor
+    calls: int
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    r"""A recorded run: what every plot takes.
+
+    Args:
+        t: Times, (N,).
+        x: States, (N, B, \*D).
+        calls: Model evaluations up to each, (N,).
+    """
+
+    t: Tensor
+    x: Tensor
+    calls: Tensor
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Trajectory:
+        """The trajectory of fn(x): a projection, one channel, a decoder.
+
+        Example:
+            >>> import torch, sde
+            >>> path = sde.Trajectory(torch.zeros(3), torch.zeros(3, 5, 2), torch.zeros(3))
+            >>> path.map(lambda x: x[:, :1]).x.shape
+            torch.Size([3, 5, 1])
+        """
+        return Trajectory(self.t, torch.stack([fn(x) for x in self.x]), self.calls)
+
+
+def _checked_times(sde: SDE, times: Tensor | Sequence[float]) -> Tensor:
+    times = torch.as_tensor(times).detach().to("cpu", torch.float64)
+    name = type(sde).__name__
+    if times.ndim != 1 or len(times) < 2:
+        raise ValueError(
+            f"times must hold at least 2 times in a row, got shape {tuple(times.shape)}: one step needs two"
+        )
+    steps = times.diff()
+    if not bool(torch.isfinite(times).all()) or not (bool((steps > 0).all()) or bool((steps < 0).all())):
+        raise ValueError(f"times must be finite and strictly increasing or decreasing, got {times.tolist()[:8]}")
+    up = float(times[-1]) > float(times[0])
+    if sde.direction and (sde.direction > 0) != up:
+        way, remedy = ("up", "times.flip(0)") if sde.direction > 0 else ("down", "times.flip(0), or eta=0")
+        raise ValueError(f"{name} is noisy and runs {way} in time only, times go the other way: use {remedy}")
+    forward = sde.model.sde if isinstance(sde, ReverseSDE) else sde
+    if isinstance(forward, ForwardSDE):
+        low, high = float(times.min()), float(times.max())
+        if low < 0 or high > forward.t_max * (1 + 1e-9):
+            raise ValueError(
+                f"times must lie in [0, {forward.t_max:g}] for {type(forward).__name__}, got {low:g} to {high:g}"
+            )
+    return times
+
+
+def _checked_state(x: Tensor) -> Tensor:
+    if not x.is_floating_point():
+        raise TypeError(f"x must be floating, got {x.dtype}: use x.float()")
+    if x.ndim < 2 or x.shape[0] == 0:
+        raise ValueError(f"x must be (B, *D) with B at least 1, got shape {tuple(x.shape)}")
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError(f"x holds {int((~torch.isfinite(x)).sum())} values that are not finite: clean it first")
+    return x
+
+
+def trajectory(
+    sde: SDE,
+    x: Tensor,
+    times: Tensor | Sequence[float],
+    solver: Solver,
+    generator: Generator = None,
+    noise: Noise | None = None,
+) -> Iterator[State]:
+    r"""States along a grid of times, the first one included.
+
+    Args:
+        sde: Any SDE.
+        x: State at times[0], (B, \*D).
+        times: Grid, strictly monotone, in the direction of the run.
+        solver: The rule of a step.
+        generator: One generator, or one for each sample.
+        noise: What steps draw from; a `BrownianPath` lets several solves share one path. Default: `WhiteNoise(generator)`.
+
+    Raises:
+        ValueError: If the grid, the state or the solver does not fit the SDE.
+
+    Example:
+        >>> import torch, sde
+        >>> states = sde.trajectory(sde.BrownianMotion(), torch.zeros(3, 1), torch.linspace(0, 1, 5), sde.Euler())
+        >>> [state.t for state in states]
+        [0.0, 0.25, 0.5, 0.75, 1.0]
+    """
+    x, grid = _checked_state(x), _checked_times(sde, times)
+    solver.check(sde)
+    return _run(sde, x, grid, solver.start(), noise or WhiteNoise(generator))
+
+
+def _run(sde: SDE, x: Tensor, times: Tensor, solver: Solver, noise: Noise) -> Iterator[State]:
+    nodes: list[Any] = list(Table(times, solver.fractions).nodes if sde.tabulates else times)
+    # At an end where the drift is infinite (alpha = 0 with noise, sigma = 0) the step goes by the endpoints instead.
+    plans = [solver] * (len(nodes) - 1)
+    if isinstance(sde, ReverseSDE):
+        if sde.singular(nodes[0]):
+            plans[0] = DDIM()
+        if sde.singular(nodes[-1]) and solver.endpoint:
+            plans[-1] = DDIM()
+    calls = 0
+    yield State(float(nodes[0]), x, calls)
+    for (t, s), plan in zip(pairwise(nodes), plans, strict=True):
+        x = plan.step(sde, x, t, s, noise)
+        calls += plan.calls
+        yield State(float(s), x, calls)
+
+
+def integrate(
+    sde: SDE,
+    x: Tensor,
+    times: Tensor | Sequence[float],
+    solver: Solver,
+    generator: Generator = None,
+    noise: Noise | None = None,
+) -> Tensor:
+    """State at the end of the grid; arguments as `trajectory`.
+
+    Example:
+        >>> import torch, sde
+        >>> model = sde.ExactScore(sde.Gaussian([0.0], 0.25), sde.VP())
+        >>> up = torch.linspace(1e-3, 1, 101)
+        >>> code = sde.integrate(sde.ReverseSDE(model), torch.full((1, 1), 0.5), up, sde.RK4())
+        >>> round(code.item(), 2)  # one standard deviation of the data becomes one of the prior
+        1.0
+    """
+    state = None
+    for state in trajectory(sde, x, times, solver, generator, noise):  # noqa: B007
+        pass
+    assert state is not None
+    return state.x
+
+
+def record(states: Iterable[State], every: int = 1, device: torch.device | str = "cpu") -> Trajectory:
+    """Run and keep every `every`-th state, the first and the last always.
+
+    Args:
+        states: From `trajectory`.
+        every: Stride.
+        device: Where the record lies.
+
+    Example:
+        >>> import torch, sde
+        >>> states = sde.trajectory(sde.BrownianMotion(), torch.zeros(3, 1), torch.linspace(0, 1, 6), sde.Euler())
+        >>> sde.record(states, every=2).t
+        tensor([0.0000, 0.4000, 0.8000, 1.0000], dtype=torch.float64)
+    """
+    if every < 1:
+        raise ValueError(f"every must be at least 1, got {every}")
+    kept, last = [], None
+    for i, state in enumerate(states):
+        last = state
+        if i % every == 0:
+            kept.append(state._replace(x=state.x.detach().to(device)))
+            last = None
+    if last is not None:
+        kept.append(last._replace(x=last.x.detach().to(device)))
+    t, x, calls = zip(*kept, strict=True)
+    return Trajectory(torch.tensor(t, dtype=torch.float64), torch.stack(x), torch.tensor(calls))
+
+
+@torch.no_grad()
+def sample(
+    model: Model,
+    shape: Sequence[int] | None = None,
+    steps: int = 32,
+    solver: Solver | None = None,
+    times: Tensor | Sequence[float] | None = None,
+    eta: float | None = None,
+    x: Tensor | None = None,
+    generator: Generator = None,
+    noise: Noise | None = None,
+    progress: bool | None = None,
+) -> Tensor:
+    r"""Samples of a model: prior, reverse SDE, solver, in one call.
+
+    Args:
+        model: Score model, exact or trained; put it in eval mode first.
+        shape: (B, \*D).
+        steps: Number of solver steps; ignored where times are given.
+        solver: Default: `Heun`, two evaluations a step.
+        times: Grid from t_max down. Default: `grids.data_scaled` for the model's data.
+        eta: Noise of the reverse SDE. Default: the solver's own, 0 for ODE solvers.
+        x: State to start from, instead of a draw from the prior.
+        generator: One generator, or one for each sample.
+        noise: What steps draw from. Default: `WhiteNoise(generator)`.
+        progress: True for a bar, False for none. Default: one that appears after two seconds.
+
+    Returns:
+        Samples at the grid's last time, (B, \*D); for a matrix SDE the state, (B, K, \*D).
+
+    Raises:
+        ValueError: If an argument does not fit, or if the samples are not finite.
+
+    Example:
+        >>> import torch, sde
+        >>> model = sde.ExactScore(sde.Gaussian([3.0], 0.25), sde.EDM())
+        >>> x = sde.sample(model, (1000, 1), generator=torch.Generator().manual_seed(0))
+        >>> round(x.mean().item(), 1)
+        3.0
+    """
+    if shape is None and x is None:
+        raise ValueError("shape is missing: pass shape=(16, 2), say, or a state x to start from")
+    solver = solver or Heun()
+    if times is None:
+        times = default_times(model, steps)
+    if x is None:
+        device, dtype = model.placement()
+        shape = tuple(shape or ())
+        if len(shape) < 2 or min(shape) < 1:
+            raise ValueError(f"shape must be (B, *D) with every size at least 1, got {shape}: (16, 2), say")
+        x = model.prior(torch.empty(shape, device=device, dtype=dtype), generator)
+    reverse = ReverseSDE(model, solver.eta if eta is None else eta)
+    states = trajectory(reverse, x, times, solver, generator, noise)
+    for state in _with_bar(states, len(times), progress):
+        x = state.x
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError(
+            "samples are not finite: use more steps, a grid with smaller first steps (grids.log_snr), a weaker guidance, or "
+            'a model of param "edm"'
+        )
+    return x
+
+
+def default_times(model: Model, steps: int) -> Tensor:
+    """The grid that `sample` takes by default: `grids.data_scaled` at the scale of the model's data."""
+    return grids.data_scaled(model.sde, steps, scale=model.data_scale())
+
+
+def _with_bar(states: Iterator[State], total: int, progress: bool | None) -> Iterable[State]:
+    if progress is False:
+        return states
+    from tqdm.auto import tqdm
+
+    return tqdm(states, total=total, desc="sampling", unit="step", leave=False, delay=0 if progress else 2)

@@ -1,0 +1,212 @@
+r"""One-step solvers: each step body beside its paper's formula.
+
+A step goes from t to s, h = s - t (negative in reverse). `Euler`, `Heun` and `RK4` see drift and diffusion only and solve
+any SDE; `ReverseDiffusion`, `DDIM` and `Ancestral` use the endpoints of a score model and need a `ReverseSDE`.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, add
+
+from sde.forward import SDE, ScalarSDE
+from sde.forward.scalar import root
+from sde.nodes import between
+from sde.random import Noise
+from sde.shape import scaled
+from sde.solvers.solver import Solver, needs_model
+
+
+class Euler(Solver):
+    """Euler's method; Euler–Maruyama when there is noise: x_s = x + f h + G dW.
+
+    Strong order 1 for additive noise, 1/2 where G depends on x.
+
+    References:
+        Maruyama (1955), Rend. Circ. Mat. Palermo 4, 48.
+
+    Example:
+        >>> import torch, sde
+        >>> x = sde.integrate(
+        ...     sde.BrownianMotion(mu=1.0, s=0.0), torch.zeros(1, 1), torch.linspace(0, 1, 5), sde.Euler()
+        ... )
+        >>> x.item()
+        1.0
+    """
+
+    order, strong, weak = 1.0, 1.0, 1.0
+
+    def step(self, sde: SDE, x: Tensor, t: float, s: float, noise: Noise) -> Tensor:  # noqa: D102
+        y = add(x, sde.drift(x, t), alpha=float(s) - float(t))
+        return y + sde.diffusion(x, t, noise.increment(x, t, s)) if sde.noisy else y
+
+
+class EulerMaruyama(Euler):
+    """`Euler` on the reverse SDE: the same step, eta = 1 by default in `sample`.
+
+    Example:
+        >>> import sde
+        >>> sde.EulerMaruyama().eta
+        1.0
+    """
+
+    eta = 1.0
+
+
+class _Smooth(Solver):
+    """A rule for smooth paths: refuses noise that depends on the state."""
+
+    endpoint = True
+
+    def check(self, sde: SDE) -> None:
+        if sde.noisy and not sde.additive:
+            raise ValueError(
+                f"{type(self).__name__} on {type(sde).__name__} would converge to the Stratonovich solution, as its noise "
+                "depends on the state: use Euler"
+            )
+
+
+class Heun(_Smooth):
+    """Heun's method, the trapezoidal rule with an Euler predictor; with noise, the same on the increment of one step.
+
+    References:
+        Heun (1900); Karras et al. (2022), 2206.00364, algorithm 1; with noise Kloeden & Platen (1992), section 15.1.
+
+    Example:
+        >>> import torch, sde
+        >>> model = sde.ExactScore(sde.Gaussian([0.0], 1.0), sde.EDM())
+        >>> sde.sample(model, (8, 1), steps=10, solver=sde.Heun()).shape
+        torch.Size([8, 1])
+    """
+
+    order, strong, weak, calls = 2.0, 1.0, 2.0, 2
+
+    def step(self, sde: SDE, x: Tensor, t: float, s: float, noise: Noise) -> Tensor:  # noqa: D102
+        h = float(s) - float(t)
+        d = sde.drift(x, t)
+        if not sde.noisy:
+            d2 = sde.drift(add(x, d, alpha=h), s)
+            return add(x, d + d2, alpha=h / 2)
+        w = noise.increment(x, t, s)
+        g = sde.diffusion(x, t, w)
+        d2, g2 = sde.drift(add(x, d, alpha=h) + g, s), sde.diffusion(x, s, w)
+        return add(x, d + d2, alpha=h / 2) + (g + g2) / 2
+
+
+class RK4(_Smooth):
+    """The classical Runge–Kutta method; with noise, on the path whose increment is spread evenly over the step.
+
+    References:
+        Kutta (1901), Z. Math. Phys. 46, 435.
+
+    Example:
+        >>> import torch, sde
+        >>> model = sde.ExactScore(sde.Gaussian([0.0], 1.0), sde.VP())
+        >>> sde.sample(model, (8, 1), steps=5, solver=sde.RK4()).shape
+        torch.Size([8, 1])
+    """
+
+    order, strong, weak, calls = 4.0, 1.0, 2.0, 4
+    fractions = (0.5,)
+
+    def step(self, sde: SDE, x: Tensor, t: float, s: float, noise: Noise) -> Tensor:  # noqa: D102
+        h, m = float(s) - float(t), between(t, s, 0.5)
+        w = noise.increment(x, t, s) / h if sde.noisy else None
+        k1 = self._slope(sde, x, t, w)
+        k2 = self._slope(sde, add(x, k1, alpha=h / 2), m, w)
+        k3 = self._slope(sde, add(x, k2, alpha=h / 2), m, w)
+        k4 = self._slope(sde, add(x, k3, alpha=h), s, w)
+        return add(x, k1 + 2 * (k2 + k3) + k4, alpha=h / 6)
+
+    @staticmethod
+    def _slope(sde: SDE, x: Tensor, t: float, w: Tensor | None) -> Tensor:
+        return sde.drift(x, t) if w is None else sde.drift(x, t) + sde.diffusion(x, t, w)
+
+
+class ReverseDiffusion(Solver):
+    """Reverse diffusion: the forward SDE's own discrete step, with mean a x and variance q, turned round.
+
+    x_s = x - (a - 1) x + (1 + eta^2) / 2 q score + eta sqrt(q) z, a and q exact for the interval where the authors' code
+    takes them to first order in h.
+
+    References:
+        Song et al. (2021), 2011.13456, appendix E.
+
+    Example:
+        >>> import torch, sde
+        >>> model = sde.ExactScore(sde.Gaussian([0.0], 1.0), sde.VP())
+        >>> sde.sample(model, (8, 1), steps=10, solver=sde.ReverseDiffusion()).shape
+        torch.Size([8, 1])
+    """
+
+    order, strong, weak = 1.0, 1.0, 1.0
+    eta = 1.0
+
+    def check(self, sde: SDE) -> None:  # noqa: D102
+        needs_model(self, sde)
+
+    def step(self, sde: SDE, x: Tensor, t: float, s: float, noise: Noise) -> Tensor:  # noqa: D102
+        reverse = needs_model(self, sde)
+        forward, eta = reverse.model.sde, reverse.eta
+        gain = forward.transition_gain(reverse.model(x, t).score, s, t)
+        zero = x.new_zeros(()).expand_as(x)
+        y = 2 * x - forward.transition(x, s, t, zero) + (1 + eta**2) / 2 * gain
+        return y + eta * forward.transition(zero, s, t, noise.normal(x, t, s)) if eta else y
+
+
+class DDIM(Solver):
+    """DDIM: move the endpoints' estimate to the new time; for 0 < eta <= 1 part of eps is drawn anew.
+
+    x_s = alpha_s x0 + sqrt(sigma_s^2 - eta^2 v) eps + eta sqrt(v) z, with v the variance of the bridge x_s | x_t, x0.
+    eta = 0 is exponential Euler on the probability flow; eta = 1 is ancestral sampling. A matrix SDE takes eta 0 or 1.
+
+    References:
+        Song, Meng & Ermon (2021), 2010.02502, eq. 12 and 16.
+
+    Example:
+        >>> import torch, sde
+        >>> model = sde.ExactScore(sde.Gaussian([0.0], 1.0), sde.VP())
+        >>> sde.sample(model, (8, 1), steps=10, solver=sde.DDIM()).shape
+        torch.Size([8, 1])
+    """
+
+    order, strong, weak = 1.0, 1.0, 1.0
+
+    def check(self, sde: SDE) -> None:  # noqa: D102
+        reverse = needs_model(self, sde)
+        if reverse.eta > 1:
+            raise ValueError(
+                f"{type(self).__name__} takes eta up to 1, where all of eps is drawn anew that can be, got eta={reverse.eta}: "
+                "use Euler or ReverseDiffusion"
+            )
+        if not isinstance(reverse.model.sde, ScalarSDE) and reverse.eta not in (0.0, 1.0):
+            raise ValueError(
+                f"{type(self).__name__} on the matrix SDE {type(reverse.model.sde).__name__} takes eta 0 or 1, got {reverse.eta}"
+            )
+
+    def step(self, sde: SDE, x: Tensor, t: float, s: float, noise: Noise) -> Tensor:  # noqa: D102
+        reverse = needs_model(self, sde)
+        forward, eta, point = reverse.model.sde, reverse.eta, reverse.model(x, t)
+        if not isinstance(forward, ScalarSDE):
+            if eta:
+                return forward.bridge(point.x0, x, t, s, noise.normal(x, t, s))
+            return forward.mean(point.x0, s) + forward.color(point.eps, s)
+        alpha, sigma = forward.levels_on(x, s)
+        if not eta:
+            return point.combine(alpha, sigma)
+        v = min(eta, 1.0) ** 2 * forward.bridge_pair(x, t, s)[1]
+        return point.combine(alpha, root(sigma**2 - v)) + scaled(root(v), noise.normal(x, t, s))
+
+
+class Ancestral(DDIM):
+    """Ancestral sampling: x_s drawn from the bridge x_s | x_t, x0 at the estimated x0; `DDIM` with eta = 1 by default.
+
+    References:
+        Ho, Jain & Abbeel (2020), 2006.11239, algorithm 2; Song et al. (2021), 2011.13456, appendix F.
+
+    Example:
+        >>> import sde
+        >>> sde.Ancestral().eta
+        1.0
+    """
+
+    eta = 1.0
