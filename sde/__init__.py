@@ -11,7 +11,7 @@ Example:
     torch.Size([100, 1])
 """
 
-from sde import nets, random
+from sde import nets, random, train
 from sde.forward import (
     CLD,
     EDM,
@@ -67,6 +67,7 @@ from sde.solvers import (
     sample,
     trajectory,
 )  # fmt: skip
+from sde.train import History, fit, fit_steps, load, save
 
 __version__ = "0.1.0"
 
@@ -81,8 +82,10 @@ __all__ = [
     "Solver", "ReverseSDE", "trajectory", "integrate", "record", "sample", "State", "Trajectory", "grids",
     "Euler", "EulerMaruyama", "Heun", "RK4", "ReverseDiffusion", "Ancestral", "DDIM",
     "Langevin", "AnnealedLangevin", "PredictorCorrector",
+    # training
+    "fit", "fit_steps", "History", "save", "load",
     # noise
     "Noise", "WhiteNoise", "BrownianPath",
     # rooms
-    "nets", "random",
+    "nets", "train", "random",
 ]  # fmt: skip

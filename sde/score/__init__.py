@@ -2,11 +2,12 @@
 
 from sde.score.exact import Empirical, ExactScore, Gaussian, Mixture, Target
 from sde.score.guidance import CFG
-from sde.score.model import Model, ScoreModel, Wrapper
+from sde.score.model import Levels, Model, ScoreModel, Wrapper
 from sde.score.reschedule import Reschedule
 
 __all__ = [
     "Model",
+    "Levels",
     "ScoreModel",
     "Wrapper",
     "ExactScore",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -99,6 +99,19 @@ class Given(Wrapper):
         return self.model(x, t, **{**self.cond, **cond})
 
 
+class Levels(NamedTuple):
+    """What a schedule and a parameterisation say at times t, each in the shape of t: see `sde.score.param`."""
+
+    alpha: Tensor
+    sigma: Tensor
+    dalpha: Tensor
+    dsigma: Tensor
+    p: Tensor
+    q: Tensor
+    c_in: Tensor
+    clock: Tensor
+
+
 class ScoreModel(Model):
     r"""Network, forward SDE and parameterisation: the model that is trained.
 
@@ -145,12 +158,17 @@ class ScoreModel(Model):
         self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.get_default_dtype()).clone())
         self.centred = not bool(self.mean.any())
 
+    def levels(self, t: Tensor) -> Levels:
+        """The numbers of the regression at a tensor of times, in its shape: what training needs."""
+        t = as_time(t)
+        pair = self.sde.rates_of_statistic(t)
+        return Levels(*pair, *PARAMS[self.param](*pair, self.scale), self.sde.clock(t))
+
     @tabulated
     def _coefficients(self, t: Tensor) -> tuple[Coefficient, ...]:
         """alpha, c_in and the pairs (a0, b0, a1, b1) of the endpoints."""
-        alpha, sigma, dalpha, dsigma = self.sde.rates_of_statistic(t)
-        p, q, c_in = PARAMS[self.param](alpha, sigma, dalpha, dsigma, self.scale)
-        return alpha, c_in, *endpoints(alpha, sigma, p, q)
+        at = self.levels(t)
+        return at.alpha, at.c_in, *endpoints(at.alpha, at.sigma, at.p, at.q)
 
     def _clock(self, x: Tensor, t: float | Tensor) -> Tensor:
         """The SDE's clock for each sample, (B,), at least in float32."""
@@ -182,26 +200,6 @@ class ScoreModel(Model):
     def _time_device(x: Tensor, t: float | Tensor) -> torch.device:
         # A time for each sample goes where the samples are; one time for all stays where it is, as a number.
         return x.device if isinstance(t, Tensor) and t.ndim else torch.device("cpu")
-
-    def regress(self, x0: Tensor, t: Tensor, eps: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
-        r"""The raw output at x_t = A x0 + L eps, and the combination p z + q eps that it is to match.
-
-        Args:
-            x0: Data, (B, \*D).
-            t: Times, (B,).
-            eps: Standard normal, shaped as the state.
-            **cond: Passed to the network.
-        """
-        alpha, sigma, dalpha, dsigma = self.sde.rates_of_statistic(as_time(t))
-        p, q, c_in = (expand(c, x0) for c in PARAMS[self.param](alpha, sigma, dalpha, dsigma, self.scale))
-        alpha, sigma = expand(alpha, x0), expand(sigma, x0)
-        z = x0 if self.centred else x0 - self.mean.to(x0.dtype)
-        if isinstance(self.sde, ScalarSDE):
-            noise = eps
-        else:
-            noise = scaled(1 / sigma, self.sde.unmean(self.sde.color(eps, t), t))
-        raw = self.net(lincomb(alpha * c_in, z, sigma * c_in, noise), self._clock(x0, t), **cond)
-        return raw, lincomb(p, z, q, noise)
 
     def prior(self, x0_like: Tensor, generator: Generator = None, sde: ForwardSDE | None = None) -> Tensor:  # noqa: D102
         return (sde or self.sde).prior(x0_like, self.mean.to(x0_like), self.scale, generator)

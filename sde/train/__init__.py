@@ -1,0 +1,13 @@
+"""Training: how a network learns the score. `fit` runs the loop, `loss` is its one page, `checkpoint` keeps what it made."""
+
+from sde.train.checkpoint import CheckpointError, describe, load, rebuild, save
+from sde.train.couple import optimal_transport
+from sde.train.fit import History, Step, fit, fit_steps
+from sde.train.loss import constant, denoising, likelihood, min_snr, unit
+from sde.train.times import Discrete, LogNormal, Times, Uniform, default_times
+
+__all__ = [
+    "fit", "fit_steps", "History", "Step", "denoising", "unit", "constant", "likelihood", "min_snr",
+    "Times", "Uniform", "LogNormal", "Discrete", "default_times", "optimal_transport",
+    "save", "load", "describe", "rebuild", "CheckpointError",
+]  # fmt: skip

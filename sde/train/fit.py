@@ -1,0 +1,393 @@
+r"""Training: one loop, interruptible at any step.
+
+`fit` runs to the end and returns a history; `fit_steps` is the generator under it, one value a step. What does not depend on
+the network (times, indices, every coefficient of the loss) is drawn and computed for `CHUNK` steps at once, so that a step is
+little more than the network's own forward, backward and optimizer.
+
+The weights that a model is left with are their exponential moving average (EMA),
+
+    ema <- ema + (1 - d_n) (theta - ema),        d_n = min(d, (1 + n) / (10 + n)),
+
+and the learning rate rises linearly over `warmup` steps and falls to zero as half a cosine.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde.score import ScoreModel
+from sde.train import checkpoint as files
+from sde.train.couple import Coupling
+from sde.train.loss import Rows, Weight, regression, rows, shaped, unit
+from sde.train.times import Times, TimeTable, default_times
+
+CHUNK = 32
+
+
+@dataclass
+class History:
+    """What training logged: what `sde.plot.history` draws.
+
+    Attributes:
+        step: Steps done at each entry.
+        loss: Mean loss since the entry before.
+        lr: Learning rate.
+        seconds: Time since training began, of all its sessions.
+    """
+
+    step: list[int] = field(default_factory=list)
+    loss: list[float] = field(default_factory=list)
+    lr: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    def add(self, step: int, loss: float, lr: float, seconds: float) -> None:
+        """One more entry."""
+        for column, value in zip((self.step, self.loss, self.lr, self.seconds), (step, loss, lr, seconds), strict=True):
+            column.append(value)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of training: its number (from 1), its loss (a tensor on the device) and its learning rate."""
+
+    step: int
+    loss: Tensor
+    lr: float
+
+
+class _Run:
+    """The state of a training run: everything that a resumed one needs to go on with the same bits."""
+
+    def __init__(
+        self,
+        model: ScoreModel,
+        data: Tensor,
+        cond: Mapping[str, Tensor],
+        steps: int,
+        batch: int,
+        lr: float,
+        warmup: int,
+        ema: float,
+        weight: Weight,
+        times: Times,
+        coupling: Coupling | None,
+        optimizer: torch.optim.Optimizer | None,
+        generator: torch.Generator,
+    ) -> None:
+        self.model, self.cond, self.steps, self.batch = model, dict(cond), steps, batch
+        self.lr, self.warmup, self.decay, self.weight, self.coupling = lr, warmup, ema, weight, coupling
+        self.z = (data - model.mean.to(data)).contiguous()
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = optimizer or torch.optim.Adam(self.parameters, lr=lr, fused=self._fused())
+        self.ema = [p.detach().clone() for p in self.parameters]
+        self.generator, self.step = generator, 0
+        self.table = TimeTable(times, model.sde, model.scale, data.device)
+        probe = weight(model.levels(self.table.at(torch.linspace(0, 1, 9, dtype=torch.float64))), model.scale)
+        self.weighted = not bool(torch.allclose(probe, torch.ones_like(probe)))
+
+    def _fused(self) -> bool:
+        return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in self.parameters)
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step, counted from 0."""
+        rise = min(1.0, (step + 1) / max(1, self.warmup))
+        return self.lr * rise * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+    def _chunk(self) -> tuple[list[Tensor], list[Rows]]:
+        """Indices and loss coefficients of the next CHUNK steps."""
+        n, g = len(self.z), self.generator
+        index = torch.randint(n, (CHUNK, self.batch), generator=g, device=g.device).to(self.z.device)
+        v = torch.rand(CHUNK, self.batch, generator=g, device=g.device).to(self.z.device)
+        u = (torch.arange(self.batch, device=v.device) + v) / self.batch
+        made = shaped(rows(self.model, self.table.at(u), self.weight), self.z)
+        return list(index.unbind(0)), [Rows(*columns) for columns in zip(*(c.unbind(0) for c in made), strict=True)]
+
+    def __iter__(self) -> Iterator[Step]:
+        z, params, ema, opt, weighted = self.z, self.parameters, self.ema, self.optimizer, self.weighted
+        generator, group = self.generator, opt.param_groups
+        while self.step < self.steps:
+            offset = self.step % CHUNK
+            if offset == 0:
+                self.chunk_state = generator.get_state()
+                index, coefficients = self._chunk()
+            else:  # resumed inside a chunk: draw it again, then go on from the generator's own state
+                now = generator.get_state()
+                generator.set_state(self.chunk_state)
+                index, coefficients = self._chunk()
+                generator.set_state(now)
+            for i, row in list(zip(index, coefficients, strict=True))[offset : offset + self.steps - self.step]:
+                lr = self.rate(self.step)
+                for g in group:
+                    g["lr"] = lr
+                eps = torch.randn(self.batch, *z.shape[1:], generator=generator, device=generator.device)
+                x = z[i]
+                eps = eps.to(x)
+                if self.coupling is not None:
+                    eps = self.coupling(x, eps)
+                cond = {k: c[i] for k, c in self.cond.items()}
+                loss = regression(self.model, x, eps, row, weighted, **cond)
+                opt.zero_grad(set_to_none=True)
+                loss.backward()
+                opt.step()
+                self.step += 1
+                if self.decay:
+                    d = min(self.decay, (1 + self.step) / (10 + self.step))
+                    torch._foreach_lerp_(ema, [p.detach() for p in params], 1 - d)
+                yield Step(self.step, loss.detach(), lr)
+
+    def finish(self) -> None:
+        """Leave the averaged weights in the model."""
+        if self.decay and self.step:
+            with torch.no_grad():
+                for p, e in zip(self.parameters, self.ema, strict=True):
+                    p.copy_(e)
+
+    def save(self, path: Path, history: History) -> None:
+        """Everything to one file; `sde.load` reads the averaged model from it."""
+        tensors = {k: v.clone() for k, v in self.model.state_dict().items()}
+        named = [k for k, p in self.model.named_parameters() if p.requires_grad]
+        for name, raw, mean in zip(named, self.parameters, self.ema, strict=True):
+            tensors[name], tensors[f"raw/{name}"] = (mean if self.decay else raw), raw
+        state = self.optimizer.state_dict()["state"]
+        for i, slots in state.items():
+            tensors |= {f"optimizer/{i}/{k}": torch.as_tensor(v) for k, v in slots.items()}
+        tensors |= {"generator/now": self.generator.get_state(), "generator/chunk": self.chunk_state}
+        run = {"step": self.step, "steps": self.steps, "batch": self.batch, "history": asdict(history)}
+        files.write(path, {"model": files.describe(self.model), "run": run}, tensors)
+
+    def restore(self, path: Path) -> History:
+        """Go on where the file's run stood."""
+        manifest, tensors = files.read(path)
+        run = manifest.get("run")
+        if run is None:
+            raise files.CheckpointError(
+                f"{path} holds a model and no training run: load it with sde.load, or pass resume=False"
+            )
+        if manifest["model"] != files.describe(self.model):
+            raise files.CheckpointError(
+                f"{path} was trained as another model: pass resume=False, or another checkpoint path"
+            )
+        for key, own in {"steps": self.steps, "batch": self.batch}.items():
+            if run[key] != own:
+                raise files.CheckpointError(
+                    f"{path} was trained with {key}={run[key]}, now {key}={own}: pass {key}={run[key]}"
+                )
+        named = [k for k, p in self.model.named_parameters() if p.requires_grad]
+        with torch.no_grad():
+            for name, p, mean in zip(named, self.parameters, self.ema, strict=True):
+                p.copy_(tensors[f"raw/{name}"])
+                mean.copy_(tensors[name])
+        slots: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith("optimizer/"):
+                _, i, slot = key.split("/")
+                slots.setdefault(int(i), {})[slot] = value
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": slots})
+        self.generator.set_state(tensors["generator/now"])
+        self.chunk_state, self.step = tensors["generator/chunk"], run["step"]
+        return History(**run["history"])
+
+
+def _checked(model: ScoreModel, data: Tensor, cond: Mapping[str, Tensor], steps: int, batch: int) -> None:
+    if not isinstance(model, ScoreModel):
+        raise TypeError(f"model must be a ScoreModel, got {type(model).__name__}: train the model inside, then wrap it")
+    if not isinstance(data, Tensor) or not data.is_floating_point():
+        raise TypeError(
+            f"data must be a floating tensor (N, *D), got {getattr(data, 'dtype', type(data).__name__)}: use .float()"
+        )
+    if data.ndim < 2 or not len(data):
+        raise ValueError(f"data must be (N, *D) with N at least 1, got shape {tuple(data.shape)}")
+    if not bool(torch.isfinite(data).all()):
+        raise ValueError(f"data holds {int((~torch.isfinite(data)).sum())} values that are not finite: clean it first")
+    for name, value in {"steps": steps, "batch": batch}.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    for name, c in cond.items():
+        if len(c) != len(data):
+            raise ValueError(f"cond {name!r} has {len(c)} rows for {len(data)} data: one for each is needed")
+    device = model.placement()[0]
+    if device != data.device:
+        raise ValueError(f"data lies on {data.device}, the model on {device}: use data.to({str(device)!r})")
+    r = data - model.mean.to(data)
+    spread = float(r.square().mean().sqrt())
+    if not 1 / 3 < spread / model.scale < 3:
+        warnings.warn(
+            f"data lie {spread:.3g} from the model's mean in root mean square, its scale is {model.scale:.3g}: make it with "
+            "ScoreModel(..., mean=data.mean(0), scale=float(data.std()))",
+            stacklevel=3,
+        )
+
+
+def fit_steps(
+    model: ScoreModel,
+    data: Tensor,
+    steps: int,
+    *,
+    cond: Mapping[str, Tensor] | None = None,
+    batch: int = 256,
+    lr: float = 1e-3,
+    warmup: int = 100,
+    ema: float = 0.999,
+    weight: Weight = unit,
+    times: Times | None = None,
+    coupling: Coupling | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    generator: torch.Generator | None = None,
+) -> Iterator[Step]:
+    """Training step by step; arguments as `fit`. The averaged weights are put into the model at the end.
+
+    Example:
+        >>> import torch, sde
+        >>> model = sde.ScoreModel(sde.nets.MLP(dim=2, width=8), sde.VP())
+        >>> [s.step for s in sde.fit_steps(model, torch.randn(100, 2), steps=3, batch=16)]
+        [1, 2, 3]
+    """
+    run = _start(model, data, steps, cond, batch, lr, warmup, ema, weight, times, coupling, optimizer, generator)
+    yield from run
+    run.finish()
+
+
+def _start(
+    model: ScoreModel,
+    data: Tensor,
+    steps: int,
+    cond: Mapping[str, Tensor] | None,
+    batch: int,
+    lr: float,
+    warmup: int,
+    ema: float,
+    weight: Weight,
+    times: Times | None,
+    coupling: Coupling | None,
+    optimizer: torch.optim.Optimizer | None,
+    generator: torch.Generator | None,
+) -> _Run:
+    cond = cond or {}
+    _checked(model, data, cond, steps, batch)
+    if not 0 <= ema < 1:
+        raise ValueError(f"ema must lie in [0, 1), got {ema}: .999 averages over the last thousand steps, 0 is off")
+    if generator is None:  # a generator of its own, seeded from the global one, so that a run can be resumed
+        generator = torch.Generator(data.device).manual_seed(int(torch.randint(2**62, ())))
+    model.coupled = coupling is not None
+    model.train()
+    times = times or default_times(model.sde)
+    return _Run(model, data, cond, steps, batch, lr, warmup, ema, weight, times, coupling, optimizer, generator)
+
+
+def fit(
+    model: ScoreModel,
+    data: Tensor,
+    steps: int = 5000,
+    *,
+    cond: Mapping[str, Tensor] | None = None,
+    batch: int = 256,
+    lr: float = 1e-3,
+    warmup: int = 100,
+    ema: float = 0.999,
+    weight: Weight = unit,
+    times: Times | None = None,
+    coupling: Coupling | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    generator: torch.Generator | None = None,
+    every: int = 100,
+    callback: Callable[[Step], Any] | None = None,
+    checkpoint: str | Path | None = None,
+    resume: bool = True,
+    progress: bool = True,
+) -> History:
+    r"""Train a score model on data by denoising score matching; leaves the averaged weights in it, in eval mode.
+
+    Args:
+        model: Score model; make it with the data's mean and scale.
+        data: (N, \*D), floating, on the model's device.
+        steps: Optimizer steps in all.
+        cond: Tensors of N rows that go to the network with their data: {"label": y}.
+        batch: Samples a step, drawn with replacement.
+        lr: Peak learning rate of Adam; it falls to zero as half a cosine.
+        warmup: Steps over which it rises.
+        ema: Decay of the average of the weights; 0 for none.
+        weight: Weight over noise levels: `sde.train.unit` (default), `constant`, `likelihood`, `min_snr(5.0)`.
+        times: Distribution of training times. Default: `Discrete` for a table, else `LogNormal`; `Uniform` for matrix SDEs.
+        coupling: `sde.train.optimal_transport`, or None for independent noise. A coupled model has no score.
+        optimizer: In place of Adam; its learning rate is set at every step.
+        generator: For data, times and noise.
+        every: Steps between two entries of the history (and two checkpoints).
+        callback: Called with each `Step` that is logged.
+        checkpoint: File that is kept up to date, and written on interruption; a later call goes on from it.
+        resume: False to start anew though the checkpoint is there.
+        progress: A bar.
+
+    Returns:
+        The history, for `sde.plot.history`.
+
+    Raises:
+        TypeError, ValueError: If an argument does not fit; FloatingPointError if the loss is not finite.
+
+    References:
+        Vincent (2011), Neural Comput. 23, 1661; Song et al. (2021), 2011.13456; Karras et al. (2022), 2206.00364.
+
+    Example:
+        >>> import torch, sde
+        >>> data = torch.randn(500, 2)
+        >>> model = sde.ScoreModel(sde.nets.MLP(dim=2, width=16), sde.VP(), mean=data.mean(0), scale=float(data.std()))
+        >>> history = sde.fit(model, data, steps=20, every=10, progress=False)
+        >>> history.step
+        [10, 20]
+    """
+    run = _start(model, data, steps, cond, batch, lr, warmup, ema, weight, times, coupling, optimizer, generator)
+    path, history = Path(checkpoint) if checkpoint else None, History()
+    if path and resume and path.exists():
+        history = run.restore(path)
+    try:
+        _loop(run, history, every, callback, path, progress)
+    except KeyboardInterrupt:
+        if path and run.step:
+            run.save(path, history)
+            print(f"stopped at step {run.step} of {steps}: saved to {path}, the same call goes on from there")  # noqa: T201
+        raise
+    finally:
+        run.finish()
+        model.eval()
+    return history
+
+
+def _loop(
+    run: _Run,
+    history: History,
+    every: int,
+    callback: Callable[[Step], Any] | None,
+    path: Path | None,
+    progress: bool,
+) -> None:
+    from tqdm.auto import tqdm
+
+    began = time.monotonic() - (history.seconds[-1] if history.seconds else 0.0)
+    with tqdm(total=run.steps, initial=run.step, desc="training", unit="step", disable=not progress) as bar:
+        total, since = 0.0, run.step
+        for now in run:
+            total = total + now.loss
+            if now.step % every and now.step != run.steps:
+                continue
+            mean = float(total) / (now.step - since)
+            bar.update(now.step - since)
+            bar.set_postfix(loss=f"{mean:.4f}")
+            total, since = 0.0, now.step
+            if not math.isfinite(mean):
+                raise FloatingPointError(
+                    f"loss is {mean} at step {now.step}: lower lr={run.lr:g}, or standardise the data"
+                    + (f"; the last good checkpoint is {path}" if path else "")
+                )
+            history.add(now.step, mean, now.lr, time.monotonic() - began)
+            if path:
+                run.save(path, history)
+            if callback:
+                callback(now)

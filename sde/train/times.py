@@ -1,0 +1,121 @@
+r"""Which times a network is trained at: distributions by their quantile functions.
+
+A distribution of times is a map from u in [0, 1] to t. Training tabulates it once and draws u stratified over the batch,
+u_i = (i + v_i) / B with v_i uniform, which has the same law for each sample and far less variance for the batch's loss.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sde.forward import ForwardSDE, ScalarSDE, Tabulated
+
+
+class Times(ABC):
+    """A distribution of training times on [t_min, t_max]."""
+
+    smooth: bool = True
+    """False where the quantile function jumps, so that it may not be interpolated."""
+
+    @abstractmethod
+    def quantile(self, sde: ForwardSDE, u: Tensor, scale: float = 1.0) -> Tensor:
+        """Time below which a share u of the training happens, for data of a given scale."""
+
+    def draw(self, sde: ForwardSDE, n: int, scale: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+        """n stratified draws, float64."""
+        device = generator.device if generator else "cpu"
+        v = torch.rand(n, generator=generator, device=device).cpu().double()
+        return self.quantile(sde, (torch.arange(n) + v) / n, scale)
+
+
+@dataclass(frozen=True)
+class Uniform(Times):
+    """Uniform in t: what likelihood weighting assumes.
+
+    Example:
+        >>> import torch, sde
+        >>> float(sde.train.Uniform().quantile(sde.Flow(t_min=0.0), torch.tensor(0.25)))
+        0.25
+    """
+
+    def quantile(self, sde: ForwardSDE, u: Tensor, scale: float = 1.0) -> Tensor:  # noqa: D102
+        return sde.t_min + u * (sde.t_max - sde.t_min)
+
+
+@dataclass(frozen=True)
+class LogNormal(Times):
+    """log(sigma / (alpha scale)) normal, cut to the SDE's range: most training where noise and data are alike.
+
+    Args:
+        mean: Of the log ratio of noise to data. EDM's -1.2 for data of scale .5 is -.5 here.
+        std: Its standard deviation.
+
+    References:
+        Karras et al. (2022), 2206.00364, table 1; for Flow this is the logit-normal of Esser et al. (2024), 2403.03206.
+
+    Example:
+        >>> import torch, sde
+        >>> round(float(sde.train.LogNormal(mean=0.0).quantile(sde.EDM(), torch.tensor(0.5))), 6)
+        1.0
+    """
+
+    mean: float = -0.5
+    std: float = 1.5
+
+    def quantile(self, sde: ForwardSDE, u: Tensor, scale: float = 1.0) -> Tensor:  # noqa: D102
+        if not isinstance(sde, ScalarSDE):
+            raise ValueError(f"LogNormal times need a scalar SDE, got {type(sde).__name__}: use Uniform()")
+        ends = torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64)
+        low, high = torch.special.ndtr(((sde.log_snr(ends) / -2 - math.log(scale)) - self.mean) / self.std).flip(0)
+        log_ratio = self.mean + self.std * torch.special.ndtri(low + u * (high - low)) + math.log(scale)
+        return sde.time_at(-2 * log_ratio)
+
+
+@dataclass(frozen=True)
+class Discrete(Times):
+    """Uniform on the entries 1 .. N of a table, as DDPM is trained.
+
+    Example:
+        >>> import torch, sde
+        >>> sde.train.Discrete().quantile(sde.Tabulated.linear(), torch.tensor([0.0, 0.9999]))
+        tensor([   1., 1000.])
+    """
+
+    smooth = False
+
+    def quantile(self, sde: ForwardSDE, u: Tensor, scale: float = 1.0) -> Tensor:  # noqa: D102
+        if not isinstance(sde, Tabulated):
+            raise ValueError(
+                f"Discrete times need a Tabulated SDE, got {type(sde).__name__}: use Uniform() or LogNormal()"
+            )
+        return torch.floor(u * sde.t_max).clamp_max(sde.t_max - 1) + 1
+
+
+def default_times(sde: ForwardSDE) -> Times:
+    """`Discrete` for a table, `LogNormal` for other scalar SDEs, `Uniform` for matrix ones."""
+    if isinstance(sde, Tabulated):
+        return Discrete()
+    return LogNormal() if isinstance(sde, ScalarSDE) else Uniform()
+
+
+class TimeTable:
+    """The quantile function on a fine mesh, so that a draw costs one interpolation whatever the SDE."""
+
+    def __init__(self, times: Times, sde: ForwardSDE, scale: float, device: torch.device, mesh: int = 4096) -> None:
+        self.times, self.sde, self.scale = times, sde, scale
+        u = torch.linspace(0, 1, mesh + 1, dtype=torch.float64)
+        precise = torch.float32 if device.type == "mps" else torch.float64
+        self.values = times.quantile(sde, u, scale).to(device, precise) if times.smooth else None
+
+    def at(self, u: Tensor) -> Tensor:
+        """Times at quantiles u, in the shape of u."""
+        if self.values is None:
+            return self.times.quantile(self.sde, u, self.scale)
+        place = u.to(self.values.dtype) * (len(self.values) - 1)
+        i = place.long().clamp_max(len(self.values) - 2)
+        return torch.lerp(self.values[i], self.values[i + 1], place - i)
