@@ -1,8 +1,9 @@
 r"""A residual multilayer perceptron for points, and for anything small enough to be one.
 
-    h_0 = W x,      h_{k+1} = h_k + V_k silu(U_k norm(h_k) + T_k e),      out = W' norm(h_K)
+    h_0 = W x,      h_{k+1} = h_k + V_k silu(U_k norm(h_k) + T_k e),      out = W' h_K
 
-with e the features of time and class. The last layer starts at zero, so that an untrained model predicts what its
+with e the features of time and class. Nothing is normalised on the straight way from input to output, so that the identity
+(the noise itself, at the noisy end) is easy to learn. The last layer starts at zero, so that an untrained model predicts what its
 parameterisation says without a network.
 """
 
@@ -74,7 +75,6 @@ class MLP(nn.Module):
         self.label = nn.Embedding(classes + 1, features) if classes else None
         self.inward, self.outward = nn.Linear(dim, width), nn.Linear(width, dim)
         self.blocks = nn.ModuleList(_Block(width, features) for _ in range(depth))
-        self.norm = nn.LayerNorm(width)
         nn.init.zeros_(self.outward.weight)
         nn.init.zeros_(self.outward.bias)
 
@@ -96,4 +96,4 @@ class MLP(nn.Module):
         h = self.inward(flat)
         for block in self.blocks:
             h = block(h, e)
-        return self.outward(self.norm(h)).reshape(x.shape)
+        return self.outward(h).reshape(x.shape)
