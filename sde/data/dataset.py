@@ -61,9 +61,7 @@ class Dataset:
 
     def __getitem__(self, rows: slice | Tensor | Sequence[int]) -> "Dataset":
         if isinstance(rows, int):
-            raise TypeError(
-                f"rows must be a slice, a mask or indices, got {rows}: one row is data[{rows}:{rows + 1}]"
-            )
+            raise TypeError(f"rows must be a slice, a mask or indices, got {rows}: one row is data[{rows}:{rows + 1}]")
         return replace(self, x=self.x[rows], label=None if self.label is None else self.label[rows])
 
     def __repr__(self) -> str:

@@ -37,9 +37,7 @@ def moons(n: int, noise: float = 0.05, generator: Generator = None) -> Dataset:
     label, angle = _classes(n, 2, generator), math.pi * _uniform(n, generator)
     side = 1 - 2 * label
     raw = torch.stack([label + side * angle.cos(), 0.5 * label + side * angle.sin()], -1)
-    return _dataset(
-        "moons", raw, noise, generator, label, mean=(0.5, 0.25), variance=(21 / 16 - 1 / math.pi) / 2
-    )
+    return _dataset("moons", raw, noise, generator, label, mean=(0.5, 0.25), variance=(21 / 16 - 1 / math.pi) / 2)
 
 
 def circles(n: int, noise: float = 0.05, factor: float = 0.5, generator: Generator = None) -> Dataset:
@@ -77,9 +75,7 @@ def swiss_roll(n: int, noise: float = 0.5, generator: Generator = None) -> Datas
     angle = 1.5 * math.pi * (1 + 2 * _uniform(n, generator))
     mean = (2.0, 2 / (3 * math.pi))
     variance = (9.75 * math.pi**2 - mean[0] ** 2 - mean[1] ** 2) / 2
-    return _dataset(
-        "swiss roll", angle[:, None] * _unit(angle), noise, generator, mean=mean, variance=variance
-    )
+    return _dataset("swiss roll", angle[:, None] * _unit(angle), noise, generator, mean=mean, variance=variance)
 
 
 def checkerboard(n: int, noise: float = 0.0, generator: Generator = None) -> Dataset:
@@ -213,9 +209,7 @@ def _check(n: int, **lengths: float) -> None:
 
 def _device(generator: Generator) -> torch.device:
     if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(
-            f"generator must be one torch.Generator or None, got {type(generator).__name__}: use the first"
-        )
+        raise TypeError(f"generator must be one torch.Generator or None, got {type(generator).__name__}: use the first")
     return torch.device("cpu") if generator is None else generator.device
 
 

@@ -26,9 +26,7 @@ def pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
                 f"{name} must be finite, got {bad} of {len(x)} rows with nan or inf: mend the sampler first"
             )
     if a.shape[1:] != b.shape[1:]:
-        raise ValueError(
-            f"a and b must be points of one shape, got {tuple(a.shape)} and {tuple(b.shape)}: reshape one"
-        )
+        raise ValueError(f"a and b must be points of one shape, got {tuple(a.shape)} and {tuple(b.shape)}: reshape one")
     if a.device != b.device:
         raise ValueError(f"a and b must be on one device, got {a.device} and {b.device}: pass b.to(a.device)")
     if a.device.type == "mps":  # it has no float64

@@ -50,9 +50,7 @@ def mmd(a: Tensor, b: Tensor, bandwidth: float | Sequence[float] | None = None) 
     else:
         scales = [float(h) for h in bandwidth] if isinstance(bandwidth, Sequence) else [float(bandwidth)]
     if not scales or not all(0 < h < float("inf") for h in scales):
-        raise ValueError(
-            f"bandwidth must be positive, got {scales}: all points coincide, or pass bandwidth=1.0, say"
-        )
+        raise ValueError(f"bandwidth must be positive, got {scales}: all points coincide, or pass bandwidth=1.0, say")
 
     def kernel(distance: Tensor) -> Tensor:  # summed over the table
         squares = distance.square()

@@ -55,9 +55,7 @@ def test_invert_and_white_move_the_mass():
 def test_every_kind_of_picture_gives_the_same_points(tmp_path):
     path = tmp_path / "picture.png"
     Image.fromarray(PICTURE).save(path)
-    alpha = np.dstack(
-        [np.zeros_like(PICTURE)] * 3 + [255 - PICTURE]
-    )  # black, as opaque as the picture is dark
+    alpha = np.dstack([np.zeros_like(PICTURE)] * 3 + [255 - PICTURE])  # black, as opaque as the picture is dark
     reference = from_picture(PICTURE, 200, generator=seeded()).x
     for same in (
         path,
@@ -86,7 +84,5 @@ def test_a_wrong_shape_is_refused_by_name(shape):
 
 @pytest.mark.parametrize("values", [-1.0, 7.0, np.nan])
 def test_a_wrong_range_is_refused_by_name(values):
-    with pytest.raises(
-        ValueError, match=r"picture must hold integers in 0..255 or floats in 0..1, got float64"
-    ):
+    with pytest.raises(ValueError, match=r"picture must hold integers in 0..255 or floats in 0..1, got float64"):
         from_picture(np.full((4, 4), values), 10)

@@ -37,9 +37,7 @@ def test_default_bandwidths_are_five_about_the_pooled_median():
     distances = sorted(float((pooled[i] - pooled[j]).norm()) for i in range(15) for j in range(i))
     median = distances[(len(distances) - 1) // 2]
     assert median_distance(pooled) == pytest.approx(median)
-    assert mmd(a, b) == pytest.approx(
-        mmd_by_loops(a, b, [median * f for f in (0.25, 0.5, 1, 2, 4)]), abs=1e-12
-    )
+    assert mmd(a, b) == pytest.approx(mmd_by_loops(a, b, [median * f for f in (0.25, 0.5, 1, 2, 4)]), abs=1e-12)
 
 
 def test_median_of_a_large_sample_is_that_of_a_part():

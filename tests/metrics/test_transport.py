@@ -104,9 +104,7 @@ def test_too_many_pairs_are_refused_with_a_remedy():
     assert wasserstein(a[:30], a[:30] + 1, max_pairs=900) == pytest.approx(math.sqrt(2))
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("n_projections", 0), ("p", 0.5), ("p", math.nan), ("p", math.inf)]
-)
+@pytest.mark.parametrize(("name", "value"), [("n_projections", 0), ("p", 0.5), ("p", math.nan), ("p", math.inf)])
 def test_bad_numbers_are_refused_by_name(name, value):
     with pytest.raises(ValueError, match=rf"{name} must be at least 1, got {value}: pass {name}=2"):
         sliced_wasserstein(normal(3, 2), normal(3, 2), **{name: value})

@@ -1,0 +1,35 @@
+"""Pictures of samples, fields, runs, images and training: one line each, returning the matplotlib object.
+
+They take tensors, or a trajectory: anything with times `t` (N,) and states `x` (N, B, ...). `ax` or `axes` say where to
+draw, further keyword arguments go to matplotlib. matplotlib itself is imported when a picture is drawn.
+"""
+
+from .animation import animate
+from .fields import density, density_strip, score_field, score_strip
+from .images import birth, grid, neighbours
+from .line import marginals, space_time
+from .points import compare, scatter
+from .style import COLOURS, style
+from .training import history
+from .trajectories import compare_paths, paths, snapshots
+
+__all__ = [
+    "scatter",
+    "compare",
+    "density",
+    "density_strip",
+    "score_field",
+    "score_strip",
+    "paths",
+    "compare_paths",
+    "snapshots",
+    "marginals",
+    "space_time",
+    "grid",
+    "birth",
+    "neighbours",
+    "history",
+    "animate",
+    "style",
+    "COLOURS",
+]
