@@ -48,7 +48,8 @@ class Table:
         self.times = torch.cat([grid, *stages])
         self.steps = len(grid) - 1
         self.fractions = {c: len(grid) + k * self.steps for k, c in enumerate(fractions)}
-        self.columns: dict[Any, tuple[object, list]] = {}
+        self.columns: dict[Any, list] = {}
+        self.owners: list[object] = []  # kept alive, so that an id in a key stays its owner's own
         self.all = [self._node(i, t) for i, t in enumerate(self.times.tolist())]
         self.nodes = self.all[: self.steps + 1]
 
@@ -58,12 +59,12 @@ class Table:
         return node
 
     def column(self, owner: object, key: object, make: Callable[[Tensor], Any]) -> list:
-        """Rows of make(all times), computed at the first call; the owner is kept alive so that its id stays its own."""
+        """Rows of make(all times), computed at the first call."""
         found = self.columns.get((id(owner), key))
         if found is None:
-            found = (owner, _rows(make(self.times), len(self.times)))
-            self.columns[id(owner), key] = found
-        return found[1]
+            found = self.columns[id(owner), key] = _rows(make(self.times), len(self.times))
+            self.owners.append(owner)
+        return found
 
 
 def _rows(made: Any, n: int) -> list:
@@ -80,9 +81,12 @@ def tabulated(method: Callable[[Any, Tensor], Any]) -> Callable[[Any, Any], Any]
 
     @functools.wraps(method)
     def lookup(self: object, t: Any) -> Any:
-        if type(t) is Node:
-            return t.table.column(self, name, lambda times: method(self, times))[t.index]
-        return method(self, t)
+        if type(t) is not Node:
+            return method(self, t)
+        column = t.table.columns.get((id(self), name))
+        if column is None:
+            column = t.table.column(self, name, functools.partial(method, self))
+        return column[t.index]
 
     return lookup
 

@@ -77,10 +77,10 @@ def lincomb(a: Coefficient, u: Tensor, b: Coefficient, w: Tensor) -> Tensor:
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return scaled(a, u) + scaled(b, w)
     if a == 0.0:
-        return scaled(b, w)
+        return w if b == 1.0 else w * b
     if b == 0.0:
-        return scaled(a, u)
-    return torch.add(scaled(a, u), w, alpha=b)
+        return u if a == 1.0 else u * a
+    return torch.add(u if a == 1.0 else u * a, w, alpha=b)
 
 
 def sum_event(x: Tensor) -> Tensor:

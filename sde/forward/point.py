@@ -66,16 +66,16 @@ class Point:
         sde: ForwardSDE,
         x: Tensor,
         t: float | Tensor,
-        basis: tuple[Tensor, Tensor],
+        u: Tensor,
+        w: Tensor,
         pairs: Pairs,
         shift: Tensor | None = None,
         coupled: bool = False,
     ) -> Point:
-        """Point whose endpoints are the combinations `pairs` = (a0, b0, a1, b1) of `basis` = (u, w), x0 shifted."""
+        """Point whose endpoints are the combinations `pairs` = (a0, b0, a1, b1) of u and w, x0 shifted."""
         self = cls.__new__(cls)
         self.sde, self.x, self.t, self.coupled = sde, x, t, coupled
-        self._u, self._w = basis
-        self._pairs, self._shift = pairs, shift
+        self._u, self._w, self._pairs, self._shift = u, w, pairs, shift
         self._x0 = self._eps = None
         return self
 

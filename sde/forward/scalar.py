@@ -176,7 +176,9 @@ class ScalarSDE(ForwardSDE):
 
     def reverse_drift(self, point: Point, eta: float) -> Tensor:  # noqa: D102
         # The base class's formula with score = -eps / sigma, as one combination.
-        if eta == 0.0 or point.coupled:
+        if eta == 0.0:
+            return self.velocity(point)
+        if point.coupled:
             return super().reverse_drift(point, eta)
         alpha, sigma, dalpha, dsigma = self.rates_on(point.x, point.t)
         return point.combine(dalpha, dsigma + eta**2 * (dsigma - sigma * dalpha / alpha))

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sde.forward import ForwardSDE, Point, ScalarSDE
-from sde.nodes import Node, tabulated
+from sde.forward.point import Pairs
+from sde.nodes import Node
 from sde.random import Generator
 from sde.score.param import PARAMS, SCALAR_ONLY, endpoints
 from sde.shape import Coefficient, as_time, expand, lincomb, scaled
@@ -164,42 +166,39 @@ class ScoreModel(Model):
         pair = self.sde.rates_of_statistic(t)
         return Levels(*pair, *PARAMS[self.param](*pair, self.scale), self.sde.clock(t))
 
-    @tabulated
-    def _coefficients(self, t: Tensor) -> tuple[Coefficient, ...]:
-        """alpha, c_in and the pairs (a0, b0, a1, b1) of the endpoints."""
-        at = self.levels(t)
-        return at.alpha, at.c_in, *endpoints(at.alpha, at.sigma, at.p, at.q)
-
-    def _clock(self, x: Tensor, t: float | Tensor) -> Tensor:
-        """The SDE's clock for each sample, (B,), at least in float32."""
-        dtype = x.dtype if x.dtype.itemsize >= 4 else torch.float32
-        if type(t) is Node:
-            size = x.shape[0]
-            key = (size, dtype, x.device)
-            return t.table.column(self, key, lambda u: self.sde.clock(u).to(x.device, dtype)[:, None].expand(-1, size))[
-                t.index
-            ]
-        return self.sde.clock(as_time(t)).to(x.device, dtype).expand(x.shape[0])
-
     def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Point:  # noqa: D102
         scalar = isinstance(self.sde, ScalarSDE)
         y = x if scalar else self.sde.unmean(x, t)
         if type(t) is Node:
-            alpha, c_in, *pairs = self._coefficients(t)
+            column = t.table.columns.get((id(self), len(y)))
+            if column is None:
+                column = t.table.column(self, len(y), partial(self._coefficients, y))
+            alpha, c_in, pairs, clock = column[t.index]
         else:
-            alpha, c_in, *pairs = (expand(c, y) for c in self._coefficients(as_time(t).to(self._time_device(x, t))))
-        u = y if self.centred else y - scaled(alpha, self.mean.to(y.dtype).expand_as(y))
-        raw = self.net(scaled(c_in, u), self._clock(y, t), **cond)
+            alpha, c_in, pairs, clock = self._coefficients_on(y, t)
+        u = y if self.centred else y - alpha * self.mean.to(y.dtype)
+        raw = self.net(scaled(c_in, u), clock, **cond)
         shift = None if self.centred else self.mean
         if scalar:
-            return Point.of(self.sde, x, t, (u, raw), (*pairs,), shift, self.coupled)
+            return Point.of(self.sde, x, t, u, raw, pairs, shift, self.coupled)
         x0 = lincomb(pairs[0], u, pairs[1], raw)
         return Point(self.sde, x, t, x0 if shift is None else x0 + shift, coupled=self.coupled)
 
-    @staticmethod
-    def _time_device(x: Tensor, t: float | Tensor) -> torch.device:
-        # A time for each sample goes where the samples are; one time for all stays where it is, as a number.
-        return x.device if isinstance(t, Tensor) and t.ndim else torch.device("cpu")
+    def _coefficients(self, y: Tensor, t: Tensor) -> tuple[Coefficient, Coefficient, Pairs, Tensor]:
+        """alpha, c_in and the endpoints' pairs at times t (N,), and the clock as the network takes it, (N, B)."""
+        at = self.levels(t)
+        clock = at.clock.to(y.device, torch.promote_types(y.dtype, torch.float32))
+        # An input gain that is 1 but for rounding is 1, and costs no kernel (VP on data of unit scale).
+        c_in = torch.where((at.c_in - 1).abs() < 1e-12, 1.0, at.c_in)
+        return at.alpha, c_in, endpoints(at.alpha, at.sigma, at.p, at.q), clock[:, None].expand(-1, len(y))
+
+    def _coefficients_on(self, y: Tensor, t: float | Tensor) -> tuple[Coefficient, Coefficient, Pairs, Tensor]:
+        """The same at one time for all samples, or one for each, shaped to multiply y."""
+        t = as_time(t)
+        at = self.levels(t.to(y.device) if t.ndim else t)  # a single time stays where it is, and acts as a number
+        clock = at.clock.to(y.device, torch.promote_types(y.dtype, torch.float32)).expand(len(y))
+        a0, b0, a1, b1 = (expand(c, y) for c in endpoints(at.alpha, at.sigma, at.p, at.q))
+        return expand(at.alpha, y), expand(at.c_in, y), (a0, b0, a1, b1), clock
 
     def prior(self, x0_like: Tensor, generator: Generator = None, sde: ForwardSDE | None = None) -> Tensor:  # noqa: D102
         return (sde or self.sde).prior(x0_like, self.mean.to(x0_like), self.scale, generator)

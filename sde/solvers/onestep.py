@@ -6,6 +6,8 @@ any SDE; `ReverseDiffusion`, `DDIM` and `Ancestral` use the endpoints of a score
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor, add
 
 from sde.forward import SDE, ScalarSDE
@@ -36,8 +38,11 @@ class Euler(Solver):
     order, strong, weak = 1.0, 1.0, 1.0
 
     def step(self, sde: SDE, x: Tensor, t: float, s: float, noise: Noise) -> Tensor:  # noqa: D102
-        y = add(x, sde.drift(x, t), alpha=float(s) - float(t))
-        return y + sde.diffusion(x, t, noise.increment(x, t, s)) if sde.noisy else y
+        h = float(s) - float(t)
+        y = add(x, sde.drift(x, t), alpha=h)
+        if not sde.noisy:
+            return y
+        return add(y, sde.diffusion(x, t, noise.normal(x, t, s)), alpha=math.sqrt(abs(h)))
 
 
 class EulerMaruyama(Euler):
