@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,8 +55,7 @@ class History:
             column.append(value)
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """One step of training: its number (from 1), its loss (a tensor on the device) and its learning rate."""
 
     step: int
@@ -112,8 +111,8 @@ class _Run:
         return list(index.unbind(0)), [Rows(*columns) for columns in zip(*(c.unbind(0) for c in made), strict=True)]
 
     def __iter__(self) -> Iterator[Step]:
-        z, params, ema, opt, weighted = self.z, self.parameters, self.ema, self.optimizer, self.weighted
-        generator, group = self.generator, opt.param_groups
+        z, params, opt, weighted, generator = self.z, self.parameters, self.optimizer, self.weighted, self.generator
+        values = [p.detach() for p in params]  # views of the weights that the optimizer changes in place
         while self.step < self.steps:
             offset = self.step % CHUNK
             if offset == 0:
@@ -126,8 +125,8 @@ class _Run:
                 generator.set_state(now)
             for i, row in list(zip(index, coefficients, strict=True))[offset : offset + self.steps - self.step]:
                 lr = self.rate(self.step)
-                for g in group:
-                    g["lr"] = lr
+                for group in opt.param_groups:
+                    group["lr"] = lr
                 eps = torch.randn(self.batch, *z.shape[1:], generator=generator, device=generator.device)
                 x = z[i]
                 eps = eps.to(x)
@@ -135,13 +134,14 @@ class _Run:
                     eps = self.coupling(x, eps)
                 cond = {k: c[i] for k, c in self.cond.items()}
                 loss = regression(self.model, x, eps, row, weighted, **cond)
-                opt.zero_grad(set_to_none=True)
+                for p in params:
+                    p.grad = None
                 loss.backward()
                 opt.step()
                 self.step += 1
                 if self.decay:
                     d = min(self.decay, (1 + self.step) / (10 + self.step))
-                    torch._foreach_lerp_(ema, [p.detach() for p in params], 1 - d)
+                    torch._foreach_lerp_(self.ema, values, 1 - d)
                 yield Step(self.step, loss.detach(), lr)
 
     def finish(self) -> None:
@@ -372,15 +372,15 @@ def _loop(
 
     began = time.monotonic() - (history.seconds[-1] if history.seconds else 0.0)
     with tqdm(total=run.steps, initial=run.step, desc="training", unit="step", disable=not progress) as bar:
-        total, since = 0.0, run.step
+        losses = []
         for now in run:
-            total = total + now.loss
+            losses.append(now.loss)
             if now.step % every and now.step != run.steps:
                 continue
-            mean = float(total) / (now.step - since)
-            bar.update(now.step - since)
+            mean = float(torch.stack(losses).mean())
+            bar.update(len(losses))
             bar.set_postfix(loss=f"{mean:.4f}")
-            total, since = 0.0, now.step
+            losses.clear()
             if not math.isfinite(mean):
                 raise FloatingPointError(
                     f"loss is {mean} at step {now.step}: lower lr={run.lr:g}, or standardise the data"

@@ -106,7 +106,7 @@ def default_times(sde: ForwardSDE) -> Times:
 class TimeTable:
     """The quantile function on a fine mesh, so that a draw costs one interpolation whatever the SDE."""
 
-    def __init__(self, times: Times, sde: ForwardSDE, scale: float, device: torch.device, mesh: int = 4096) -> None:
+    def __init__(self, times: Times, sde: ForwardSDE, scale: float, device: torch.device, mesh: int = 1024) -> None:
         self.times, self.sde, self.scale = times, sde, scale
         u = torch.linspace(0, 1, mesh + 1, dtype=torch.float64)
         precise = torch.float32 if device.type == "mps" else torch.float64
