@@ -94,7 +94,9 @@ class MatrixSDE(ForwardSDE):
         """Phi and Q over an interval of length b on the clock: (\\*b, K, K) each."""
         k, f, g = self.channels, self._matrix(self.F, b), self._matrix(self.G, b)
         block = torch.cat([torch.cat([f, g @ g.T], 1), torch.cat([torch.zeros_like(f), -f.T], 1)])
-        e = torch.matrix_exp(block * b[..., None, None])
+        # A lone matrix of norm .01 to .05 gets a Taylor series too short, wrong by 1e-12, where Q is as small: never alone.
+        lengths = torch.cat([b.reshape(-1), b.new_zeros(1)])
+        e = torch.matrix_exp(block * lengths[:, None, None])[:-1].reshape(*b.shape, 2 * k, 2 * k)
         phi = e[..., :k, :k]
         return phi, e[..., :k, k:] @ phi.mT
 
@@ -106,7 +108,14 @@ class MatrixSDE(ForwardSDE):
     def _factors(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """A, L, L^-1, the row r of the statistic and its deviation tau."""
         a, cov = self.moments(t)
-        chol = torch.linalg.cholesky(cov)
+        try:
+            chol = torch.linalg.cholesky(cov)
+        except torch.linalg.LinAlgError as error:
+            low = float(t.min())
+            raise ValueError(
+                f"the covariance of {type(self).__name__} is not positive definite at t = {low:g}: give every channel noise, "
+                f"by G or cov0, and ask at t_min = {self.t_min:g} or later"
+            ) from error
         inverse = torch.linalg.solve_triangular(chol, torch.eye(self.channels).to(cov).expand_as(cov), upper=False)
         w = (inverse @ a[..., None])[..., 0]  # L^-1 A
         tau2 = 1 / (w**2).sum(-1)
@@ -119,7 +128,9 @@ class MatrixSDE(ForwardSDE):
             column = t.table.column(self, ("factors", x.dtype, x.device), lambda u: self._factors_like(x, u))
             a, chol, inverse, r, tau = column[t.index]
         else:
-            a, chol, inverse, r, tau = self._factors(as_time(t))
+            t = as_time(t)
+            expand(t, x)  # refuses a wrong shape by name
+            a, chol, inverse, r, tau = self._factors(t)
         return a[..., :, None], chol, inverse, r[..., None, :], tau
 
     def _factors_like(self, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
@@ -183,9 +194,10 @@ class MatrixSDE(ForwardSDE):
         return self._van_loan(torch.cat([b[:-1] - b[1:], b.new_zeros(1)]))
 
     def _noise(self, q: Tensor, z: Tensor) -> Tensor:
-        """A root of Q on z; Q may be singular, where a channel takes no noise of its own."""
+        """The symmetric root of Q on z; Q may be singular, where a channel takes no noise of its own."""
         values, vectors = torch.linalg.eigh(q)
-        return act(vectors * values.clamp_min(0).sqrt()[..., None, :], z)
+        # Unlike vectors * root, it does not depend on the signs of eigenvectors, which differ from device to device.
+        return act((vectors * values.clamp_min(0).sqrt()[..., None, :]) @ vectors.mT, z)
 
     def transition(self, x: Tensor, s: float | Tensor, t: float | Tensor, z: Tensor) -> Tensor:  # noqa: D102
         phi, q = self._kernel(x, s, t)
@@ -204,8 +216,11 @@ class MatrixSDE(ForwardSDE):
         return self.mean(x0, s) + act(back, x - self.mean(x0, t)) + self._noise(v, z)
 
     def rates_of_statistic(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # noqa: D102
-        tau = self._factors(t)[4]
-        return torch.ones_like(tau), tau, torch.zeros_like(tau), torch.zeros_like(tau)
+        with torch.enable_grad():
+            u = t.detach().requires_grad_()
+            tau = self._factors(u)[4]
+            (dtau,) = torch.autograd.grad(tau.sum(), u)
+        return torch.ones_like(dtau), tau.detach(), torch.zeros_like(dtau), dtau
 
     def clock(self, t: Tensor) -> Tensor:
         """log(tau) / 4, the noise of the statistic: see `ScalarSDE.clock`."""
