@@ -1,4 +1,4 @@
-"""Training: how a network learns the score. `fit` runs the loop, `loss` is its one page, `checkpoint` keeps what it made."""
+"""Training: how a network learns the score. `fit` runs the loop, `loss` is its page, `checkpoint` keeps the model."""
 
 from sde.train.checkpoint import CheckpointError, describe, load, rebuild, save
 from sde.train.couple import optimal_transport

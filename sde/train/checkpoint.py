@@ -1,8 +1,8 @@
 r"""Checkpoints: one safetensors file that rebuilds its objects and cannot lie.
 
-The file's header carries a manifest in JSON: the public classes of `sde` and the plain arguments they were made with, and a
-SHA-256 over manifest and tensors. Nothing is unpickled. A file is written beside its place, flushed to disk and renamed, so
-that a reader sees the old one or the new one and never half of it; an altered or truncated file is refused.
+The file's header carries a manifest in JSON: the public classes of `sde` and the plain arguments they were made with,
+and a SHA-256 over manifest and tensors. Nothing is unpickled. A file is written beside its place, flushed to disk and
+renamed, so that a reader sees the old one or the new one and never half of it; an altered or truncated file is refused.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import math
 import os
 import tempfile
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
 r"""Couplings: which noise is paired with which datum.
 
-Independent pairs give a score. Pairs matched by optimal transport inside each minibatch give straighter paths: the network
-then learns a velocity that carries noise to data, but -eps / sigma is no longer the score of anything (law 11), and the model
-is marked `coupled`.
+Independent pairs give a score. Pairs matched by optimal transport inside each minibatch give straighter paths: the
+network then learns a velocity that carries noise to data, but -eps / sigma is no longer the score of anything (law 11),
+and the model is marked `coupled`.
 """
 
 from __future__ import annotations

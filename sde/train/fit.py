@@ -1,8 +1,8 @@
 r"""Training: one loop, interruptible at any step.
 
-`fit` runs to the end and returns a history; `fit_steps` is the generator under it, one value a step. What does not depend on
-the network (times, indices, every coefficient of the loss) is drawn and computed for `CHUNK` steps at once, so that a step is
-little more than the network's own forward, backward and optimizer.
+`fit` runs to the end and returns a history; `fit_steps` is the generator under it, one value a step. What does not
+depend on the network (times, indices, every coefficient of the loss) is drawn and computed for `CHUNK` steps at once,
+so that a step is little more than the network's own forward, backward and optimizer.
 
 The weights that a model is left with are their exponential moving average (EMA),
 
@@ -51,8 +51,10 @@ class History:
 
     def add(self, step: int, loss: float, lr: float, seconds: float) -> None:
         """One more entry."""
-        for column, value in zip((self.step, self.loss, self.lr, self.seconds), (step, loss, lr, seconds), strict=True):
-            column.append(value)
+        self.step.append(step)
+        self.loss.append(loss)
+        self.lr.append(lr)
+        self.seconds.append(seconds)
 
 
 class Step(NamedTuple):
@@ -141,7 +143,7 @@ class _Run:
                 self.step += 1
                 if self.decay:
                     d = min(self.decay, (1 + self.step) / (10 + self.step))
-                    torch._foreach_lerp_(self.ema, values, 1 - d)
+                    torch._foreach_lerp_(self.ema, values, 1 - d)  # pyright: ignore[reportPrivateImportUsage]
                 yield Step(self.step, loss.detach(), lr)
 
     def finish(self) -> None:
@@ -221,8 +223,8 @@ def _checked(model: ScoreModel, data: Tensor, cond: Mapping[str, Tensor], steps:
     spread = float(r.square().mean().sqrt())
     if not 1 / 3 < spread / model.scale < 3:
         warnings.warn(
-            f"data lie {spread:.3g} from the model's mean in root mean square, its scale is {model.scale:.3g}: make it with "
-            "ScoreModel(..., mean=data.mean(0), scale=float(data.std()))",
+            f"data lie {spread:.3g} from the model's mean in root mean square, its scale is {model.scale:.3g}: make it "
+            "with ScoreModel(..., mean=data.mean(0), scale=float(data.std()))",
             stacklevel=3,
         )
 
@@ -316,7 +318,7 @@ def fit(
         warmup: Steps over which it rises.
         ema: Decay of the average of the weights; 0 for none.
         weight: Weight over noise levels: `sde.train.unit` (default), `constant`, `likelihood`, `min_snr(5.0)`.
-        times: Distribution of training times. Default: `Discrete` for a table, else `LogNormal`; `Uniform` for matrix SDEs.
+        times: Distribution of times. Default: `Discrete` for a table, `Uniform` for a matrix SDE, else `LogNormal`.
         coupling: `sde.train.optimal_transport`, or None for independent noise. A coupled model has no score.
         optimizer: In place of Adam; its learning rate is set at every step.
         generator: For data, times and noise.

@@ -75,7 +75,7 @@ def min_snr(gamma: float = 5.0) -> Weight:
 
 
 class Rows(NamedTuple):
-    """Coefficients of the loss at times t: input a z + b eps, target p z + q eps, sqrt(w) taken into p, q and `root`."""
+    """Coefficients of the loss at times t: input a z + b eps, target p z + q eps; p and q hold root = sqrt(w)."""
 
     a: Tensor
     b: Tensor
@@ -122,10 +122,7 @@ def denoising(model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, weight: Wei
 
 
 def shaped(row: Rows, x: Tensor) -> Rows:
-    """Rows with leading axes (..., B), shaped and cast to multiply (..., B, \\*D); the clock keeps its shape."""
-    *coefficients, clock = row
+    r"""Rows with leading axes (..., B), shaped and cast to multiply (..., B, \*D); the clock keeps its shape."""
     ones = (1,) * (x.ndim - 1)
-    return Rows(
-        *(c.to(x.dtype).reshape(c.shape + ones) for c in coefficients),
-        clock.to(torch.promote_types(x.dtype, torch.float32)),
-    )
+    a, b, p, q, root = (c.to(x.dtype).reshape(c.shape + ones) for c in row[:-1])
+    return Rows(a, b, p, q, root, row.clock.to(torch.promote_types(x.dtype, torch.float32)))

@@ -1,7 +1,7 @@
 r"""Which times a network is trained at: distributions by their quantile functions.
 
-A distribution of times is a map from u in [0, 1] to t. Training tabulates it once and draws u stratified over the batch,
-u_i = (i + v_i) / B with v_i uniform, which has the same law for each sample and far less variance for the batch's loss.
+A distribution of times is a map from u in [0, 1] to t. Training tabulates it once and draws u stratified over the
+batch, u_i = (i + v_i) / B with v_i uniform: all samples together have the law, and the batch's loss far less variance.
 """
 
 from __future__ import annotations
