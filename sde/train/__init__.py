@@ -1,9 +1,10 @@
 """Training: how a network learns the score. `fit` runs the loop, `loss` is its page, `checkpoint` keeps the model."""
 
-from sde.train.checkpoint import CheckpointError, describe, load, rebuild, save
+from sde.train.checkpoint import load, save
 from sde.train.couple import optimal_transport
 from sde.train.fit import History, Step, fit, fit_steps
 from sde.train.loss import constant, denoising, likelihood, min_snr, unit
+from sde.train.manifest import CheckpointError, describe, rebuild
 from sde.train.times import Discrete, LogNormal, Times, Uniform, default_times
 
 __all__ = [

@@ -7,82 +7,27 @@ renamed, so that a reader sees the old one or the new one and never half of it; 
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import hashlib
-import inspect
 import json
 import os
-import tempfile
+import secrets
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-import sde.forward
-import sde.nets
-import sde.score
 from sde.score import ScoreModel
+from sde.train.manifest import CheckpointError, describe, rebuild
 
 FORMAT = 1
 
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read: missing, truncated, altered, or of an unknown class."""
-
-
-def _types(extra: Sequence[type] = ()) -> dict[str, type]:
-    public = [getattr(room, name) for room in (sde.forward, sde.nets, sde.score) for name in room.__all__]
-    return {c.__name__: c for c in (*public, *extra) if inspect.isclass(c)}
-
-
-def describe(obj: Any) -> Any:
-    """An object as JSON: numbers, strings, lists, or {class, args} with the arguments that its constructor was given.
-
-    Raises:
-        TypeError: If an argument is none of these, or was not kept under its own name.
-
-    Example:
-        >>> import sde
-        >>> sde.train.describe(sde.VE(0.01, 50.0))
-        {'class': 'VE', 'args': {'sigma_min': 0.01, 'sigma_max': 50.0, 't_min': 1e-05, 't_max': 1.0}}
-    """
-    if obj is None or isinstance(obj, bool | int | float | str):
-        return obj
-    if isinstance(obj, Tensor):
-        return obj.tolist()
-    if isinstance(obj, list | tuple):
-        return [describe(o) for o in obj]
-    if inspect.isfunction(obj) or not hasattr(type(obj), "__init__"):
-        raise TypeError(f"{obj!r} cannot be saved: only classes with plain arguments are; save its state_dict instead")
-    names = [p.name for p in inspect.signature(type(obj)).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
-    missing = [n for n in names if not hasattr(obj, n)]
-    if missing:
-        raise TypeError(
-            f"{type(obj).__name__} does not keep its argument {missing[0]!r}: store it as self.{missing[0]}"
-        )
-    return {"class": type(obj).__name__, "args": {n: describe(getattr(obj, n)) for n in names}}
-
-
-def rebuild(made: Any, types: Sequence[type] = ()) -> Any:
-    """The object that `describe` described, from public classes of `sde` and the given types only."""
-    if isinstance(made, list):
-        return [rebuild(m, types) for m in made]
-    if not isinstance(made, dict):
-        return made
-    known = _types(types)
-    name, args = made.get("class"), made.get("args")
-    if name not in known:
-        raise CheckpointError(
-            f"unknown class {name!r}: known are {', '.join(sorted(known))}; pass types=[{name}] to load one of your own"
-        )
-    accepted = inspect.signature(known[name]).parameters
-    if not isinstance(args, dict) or not set(args) <= set(accepted):
-        raise CheckpointError(f"{name} takes {', '.join(accepted)}, the checkpoint gives {args!r}")
-    try:
-        return known[name](**{k: rebuild(v, types) for k, v in args.items()})
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{name} cannot be made from {args!r}: {error}") from error
+BESIDE = ("raw/", "optimizer/", "generator/")
+"""Names of tensors that belong to a training run and not to the model."""
 
 
 def _digest(manifest: str, tensors: dict[str, Tensor]) -> str:
@@ -98,22 +43,43 @@ def write(path: str | Path, manifest: dict[str, Any], tensors: dict[str, Tensor]
     """Manifest and tensors to one file, atomically."""
     from safetensors.torch import save
 
-    path = Path(path)
+    path = writable(path)
     text = json.dumps({"format": FORMAT, **manifest}, allow_nan=False)
     tensors = {k: v.detach().contiguous().cpu().clone() for k, v in tensors.items()}
     data = save(tensors, metadata={"manifest": text, "sha256": _digest(text, tensors)})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with part.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(part, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise
+    _sweep(path)
     return path
+
+
+def writable(path: str | Path) -> Path:
+    """The path, in a folder that is there.
+
+    Raises:
+        IsADirectoryError: If it is a folder itself.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"path {path} is a folder: name a file in it, {path / 'model.safetensors'}, say")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _sweep(path: Path) -> None:
+    """Remove what writers that were killed left behind an hour ago or more; younger ones may still be at work."""
+    for part in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
+        with contextlib.suppress(OSError):
+            if time.time() - part.stat().st_mtime > 3600:
+                part.unlink()
 
 
 def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -127,15 +93,13 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
     path = Path(path)
     if not path.is_file():
-        there = sorted(p.name for p in path.parent.glob("*.safetensors")) if path.parent.is_dir() else []
-        raise FileNotFoundError(
-            f"no checkpoint at {path}: {'found ' + ', '.join(there) if there else 'none in that folder'}"
-        )
+        raise FileNotFoundError(_missing(path))
     try:
         with safe_open(path, framework="pt") as file:
             meta = file.metadata() or {}
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, ValueError) as error:
+            # Copies: what safe_open gives is the file itself, mapped, and would change with it.
+            tensors = {k: file.get_tensor(k).clone() for k in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} is truncated or no safetensors file ({error}): use an older one") from error
     if "manifest" not in meta or "sha256" not in meta:
         raise CheckpointError(
@@ -143,10 +107,39 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         )
     if _digest(meta["manifest"], tensors) != meta["sha256"]:
         raise CheckpointError(f"{path} was altered: its SHA-256 does not match its content; use an older one")
-    manifest = json.loads(meta["manifest"])
+    return _parsed(meta["manifest"], path), tensors
+
+
+def _missing(path: Path) -> str:
+    if path.is_dir():
+        return f"no checkpoint at {path}: it is a folder; {_listed(path)}"
+    if path.parent.is_dir():
+        return f"no checkpoint at {path}: {_listed(path.parent)}"
+    return f"no checkpoint at {path}: there is no folder {path.parent}"
+
+
+def _listed(folder: Path, most: int = 10) -> str:
+    there = sorted(p.name for p in folder.iterdir() if p.is_file() and p.suffix != ".part")
+    there.sort(key=lambda name: not name.endswith(".safetensors"))
+    more = f" and {len(there) - most} more" if len(there) > most else ""
+    return f"it holds {', '.join(there[:most])}{more}" if there else "it holds no files"
+
+
+def _parsed(text: str, path: Path) -> dict[str, Any]:
+    def refused(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON")
+
+    try:
+        manifest = json.loads(text, parse_constant=refused)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} has a manifest that cannot be read ({error}): sde.save did not write it"
+        ) from error
+    if not isinstance(manifest, dict):
+        raise CheckpointError(f"{path} has a manifest that is a {type(manifest).__name__}: sde.save did not write it")
     if manifest.get("format") != FORMAT:
         raise CheckpointError(f"{path} has format {manifest.get('format')}, this version reads {FORMAT}: update sde")
-    return manifest, tensors
+    return manifest
 
 
 def save(model: ScoreModel, path: str | Path, **note: Any) -> Path:
@@ -157,6 +150,12 @@ def save(model: ScoreModel, path: str | Path, **note: Any) -> Path:
         path: File, usually *.safetensors.
         **note: Plain values kept in the manifest: the licence, how it was trained.
 
+    Returns:
+        The path.
+
+    Raises:
+        TypeError: If the model, or a note, cannot be written as JSON.
+
     Example:
         >>> import tempfile, torch, sde
         >>> model = sde.ScoreModel(sde.nets.MLP(dim=2, width=8), sde.VP())
@@ -165,29 +164,49 @@ def save(model: ScoreModel, path: str | Path, **note: Any) -> Path:
         >>> again.sde
         VP(beta_min=0.1, beta_max=20.0, t_min=0.001, t_max=1.0)
     """
+    if not isinstance(model, ScoreModel):
+        raise TypeError(f"model must be a ScoreModel, got {type(model).__name__}: save the ScoreModel inside it")
+    try:
+        json.dumps(note, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"a note must be plain values, got {note}: {error}") from error
     return write(path, {"model": describe(model), "note": note}, model.state_dict())
 
 
 def load(path: str | Path, types: Sequence[type] = (), device: torch.device | str = "cpu") -> ScoreModel:
-    """The score model of a file that `save` or a training checkpoint wrote, in eval mode.
+    """The score model of a file that `save` or a training checkpoint wrote, in eval mode, each weight in its own dtype.
 
     Args:
         path: File.
         types: Classes of one's own that the file may name.
         device: Where to put it.
+
+    Raises:
+        FileNotFoundError: If there is no file; the message lists what is there.
+        CheckpointError: If it is truncated, altered, or describes what cannot be made.
+
+    Example:
+        >>> import sde
+        >>> sde.load("no/such/model.safetensors")
+        Traceback (most recent call last):
+        FileNotFoundError: no checkpoint at ...: there is no folder ...
     """
     manifest, tensors = read(path)
     return _filled(manifest, tensors, types).to(device).eval()
 
 
 def _filled(manifest: dict[str, Any], tensors: dict[str, Tensor], types: Sequence[type]) -> ScoreModel:
-    model = rebuild(manifest.get("model"), types)
-    if not isinstance(model, nn.Module):
-        raise CheckpointError(f"the manifest describes a {type(model).__name__}, no model")
+    weights = {k: v for k, v in tensors.items() if not k.startswith(BESIDE)}
+    model = rebuild(manifest.get("model"), types, weights)
+    if not isinstance(model, ScoreModel):
+        raise CheckpointError(f"the manifest describes a {type(model).__name__}, no ScoreModel")
+    kind = lambda t: (t.shape, t.is_floating_point(), t.is_complex())  # noqa: E731
     own = model.state_dict()
-    weights = {k: v for k, v in tensors.items() if "/" not in k}
-    if set(own) != set(weights) or any(own[k].shape != weights[k].shape for k in own):
-        raise CheckpointError("weights do not fit the network of the manifest: names or shapes differ")
+    if set(own) != set(weights) or any(kind(own[k]) != kind(weights[k]) for k in own):
+        raise CheckpointError("weights do not fit the network of the manifest: names, shapes or kinds of number differ")
+    dtypes = {w.dtype for k, w in weights.items() if k.startswith("net.") and w.is_floating_point()}
+    if len(dtypes) == 1:  # constants of the network that no file holds are rounded as those of the one that was saved
+        model.net.to(dtypes.pop())
     for name, value in model.state_dict(keep_vars=True).items():
-        value.data = weights[name]  # dtypes as saved
-    return model  # pyright: ignore[reportReturnType]
+        value.data = weights[name]
+    return model
