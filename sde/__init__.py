@@ -49,6 +49,7 @@ from sde.score import (
 from sde.solvers import (
     DDIM,
     RK4,
+    AdamsBashforth,
     Ancestral,
     AnnealedLangevin,
     Euler,
@@ -80,7 +81,7 @@ __all__ = [
     "Model", "ScoreModel", "Wrapper", "ExactScore", "Target", "Gaussian", "Mixture", "Empirical", "Reschedule", "CFG",
     # solvers
     "Solver", "ReverseSDE", "trajectory", "integrate", "record", "sample", "State", "Trajectory", "grids",
-    "Euler", "EulerMaruyama", "Heun", "RK4", "ReverseDiffusion", "Ancestral", "DDIM",
+    "AdamsBashforth", "Euler", "EulerMaruyama", "Heun", "RK4", "ReverseDiffusion", "Ancestral", "DDIM",
     "Langevin", "AnnealedLangevin", "PredictorCorrector",
     # training
     "fit", "fit_steps", "History", "save", "load",

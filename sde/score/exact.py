@@ -23,9 +23,14 @@ import torch
 from torch import Tensor, nn
 
 from sde.forward import ForwardSDE, Point
+from sde.nodes import Node
 from sde.random import Generator, rand, randn
 from sde.score.model import Model
 from sde.shape import Coefficient
+
+
+DIRECT = "donot_use_mm_for_euclid_dist"
+"""Distances from differences: a product of matrices cancels where two points are near."""
 
 
 class Target(nn.Module, ABC):
@@ -65,7 +70,8 @@ class Target(nn.Module, ABC):
 
     def _flat(self, y: Tensor) -> Tensor:
         if y.shape[1:] != self.event:
-            raise ValueError(f"x has shape {tuple(y.shape)}, this target needs (B, {', '.join(map(str, self.event))})")
+            needs = ", ".join(map(str, self.event))
+            raise ValueError(f"x has shape {tuple(y.shape)}, this target needs (B, {needs}): reshape x, or make another")
         return y.flatten(1)
 
 
@@ -106,8 +112,13 @@ class Mixture(Target):
                 f"weights {tuple(w.shape)}, means {tuple(m.shape)} and covs {tuple(c.shape)} must agree in their first axis: "
                 "pass (K,), (K, *D) and (K, d, d), (K, d) or (K,)"
             )
+        for name, v in {"weights": w, "means": m, "covs": c}.items():
+            if not bool(torch.isfinite(v).all()):
+                raise ValueError(f"{name} must be finite, got {v.tolist()}: clean them first")
         if not bool((w >= 0).all()) or not float(w.sum()) > 0:
-            raise ValueError(f"weights must be non-negative with a positive sum, got {w.tolist()}")
+            raise ValueError(
+                f"weights must be non-negative with a positive sum, got {w.tolist()}: they are probabilities, up to a factor"
+            )
         d = m[0].numel()
         if c.ndim == 1:
             c = c[:, None].expand(-1, d)
@@ -117,7 +128,10 @@ class Mixture(Target):
             raise ValueError(f"covs must be ({len(m)}, {d}, {d}), ({len(m)}, {d}) or ({len(m)},), got {tuple(c.shape)}")
         variances, axes = torch.linalg.eigh(c)
         if float(variances.min()) < -1e-10 * float(variances.abs().max()) or not torch.allclose(c, c.mT):
-            raise ValueError("covs must be symmetric positive semi-definite")
+            raise ValueError(
+                f"covs must be symmetric positive semi-definite, got {c.tolist()} with eigenvalues down to "
+                f"{float(variances.min()):.3g}: pass B @ B.T for a square root B, or variances of at least 0"
+            )
         self.event = m.shape[1:]
         self.register_buffer("weights", w / w.sum())
         self.register_buffer("means", m.flatten(1))
@@ -209,7 +223,14 @@ class Empirical(Target):
     def __init__(self, data: Tensor, chunk: int = 4096) -> None:
         super().__init__()
         if data.ndim < 2 or not len(data):
-            raise ValueError(f"data must be (N, *D) with N at least 1, got {tuple(data.shape)}")
+            raise ValueError(f"data must be (N, *D) with N at least 1, got {tuple(data.shape)}: a row to each datum")
+        if not data.is_floating_point():
+            raise TypeError(f"data must be floating, got {data.dtype}: use data.float()")
+        if not bool(torch.isfinite(data).all()):
+            bad = int((~torch.isfinite(data)).sum())
+            raise ValueError(f"data holds {bad} values that are not finite: clean it first")
+        if chunk < 1:
+            raise ValueError(f"chunk must be at least 1, got {chunk}: keep 4096")
         self.chunk, self.event = chunk, data.shape[1:]
         self.register_buffer("data", data.detach().clone())
 
@@ -233,10 +254,10 @@ class Empirical(Target):
         data = self.data.to(y).flatten(1)
         if isinstance(a, Tensor) and a.ndim:
             scaled_data = (_column(a) * data).to(y.dtype)
-            distance = torch.cdist(self._flat(y)[:, None], scaled_data)[:, 0]
+            distance = torch.cdist(self._flat(y)[:, None], scaled_data, compute_mode=DIRECT)[:, 0]
         else:
-            distance = torch.cdist(self._flat(y), (a * data).to(y.dtype), compute_mode="donot_use_mm_for_euclid_dist")
-        return -(distance**2) / (2 * s**2)
+            distance = torch.cdist(self._flat(y), (a * data).to(y.dtype), compute_mode=DIRECT)
+        return (-(distance**2) / (2 * s**2)).to(y.dtype)
 
     def _chunks(
         self, y: Tensor, alpha: Coefficient, sigma: Coefficient
@@ -251,7 +272,8 @@ class Empirical(Target):
         d = self.data[0].numel()
         pieces = [torch.logsumexp(self._logits(*part), 1) for part in self._chunks(y, alpha, sigma)]
         log_s = torch.log(sigma).reshape(-1) if isinstance(sigma, Tensor) else math.log(sigma)
-        return torch.cat(pieces) - math.log(len(self.data)) - d * (log_s + math.log(2 * math.pi) / 2)
+        log_p = torch.cat(pieces) - math.log(len(self.data)) - d * (log_s + math.log(2 * math.pi) / 2)
+        return log_p.to(y.dtype)
 
     def denoise(self, y: Tensor, alpha: Coefficient, sigma: Coefficient) -> Tensor:  # noqa: D102
         data = self.data.to(y).flatten(1)
@@ -282,7 +304,12 @@ class ExactScore(Model):
     def data_scale(self) -> float:  # noqa: D102
         return self.target.scale
 
+    def data_mean(self) -> Tensor | None:  # noqa: D102
+        return self.target.mean
+
     def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Point:  # noqa: D102
+        if type(t) is not Node:
+            self.sde.check_time(t)
         return Point(self.sde, x, t, self.target.denoise(*self.sde.statistic(x, t)))
 
     def log_prob(self, x: Tensor, t: float | Tensor, sde: ForwardSDE | None = None) -> Tensor:

@@ -7,6 +7,7 @@ an exact target makes it in closed form (`sde.score.exact`); guidance makes it f
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import partial
@@ -52,6 +53,10 @@ class Model(nn.Module):
     def data_scale(self) -> float:
         """Standard deviation of the model's data: what time grids are scaled by."""
 
+    @abstractmethod
+    def data_mean(self) -> Tensor | None:
+        """Mean of the model's data, or None for 0."""
+
     def given(self, **cond: Any) -> Model:
         """This model with its conditioning closed over, so that solvers carry no keywords.
 
@@ -88,6 +93,9 @@ class Wrapper(Model):
     def data_scale(self) -> float:  # noqa: D102
         return self.model.data_scale()
 
+    def data_mean(self) -> Tensor | None:  # noqa: D102
+        return self.model.data_mean()
+
 
 class Given(Wrapper):
     """A model with fixed conditioning: see `Model.given`."""
@@ -118,7 +126,8 @@ class ScoreModel(Model):
     r"""Network, forward SDE and parameterisation: the model that is trained.
 
     Args:
-        net: Called as net(x, c, \*\*cond) with x (B, \*D) of about unit variance and c (B,) the SDE's clock; returns like x.
+        net: Called as net(x, c, \*\*cond) with x (B, \*D) of about unit variance and c (B,) the SDE's clock; returns
+            like x.
         sde: Forward SDE, scalar or matrix.
         param: What the net's raw output means: edm (default), eps, x0, v, velocity, score; see `sde.score.param`.
         mean: Mean of the data, a number or a tensor that broadcasts against one sample.
@@ -154,10 +163,12 @@ class ScoreModel(Model):
             raise ValueError(
                 f"param {param!r} is not defined for the matrix SDE {type(sde).__name__}: use edm, v, eps or x0"
             )
-        if not scale > 0:
-            raise ValueError(f"scale must be positive, got {scale}: pass the data's standard deviation")
+        if not (scale > 0 and math.isfinite(scale)):
+            raise ValueError(f"scale must be positive and finite, got {scale}: pass the data's standard deviation")
         self.net, self.sde, self.param, self.scale, self.coupled = net, sde, param, float(scale), coupled
         self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.get_default_dtype()).clone())
+        if not bool(torch.isfinite(self.mean).all()):
+            raise ValueError(f"mean must be finite, got {self.mean}: pass the data's mean, a number or one sample's shape")
         self.centred = not bool(self.mean.any())
 
     def levels(self, t: Tensor) -> Levels:
@@ -176,9 +187,11 @@ class ScoreModel(Model):
             alpha, c_in, pairs, clock = column[t.index]
         else:
             alpha, c_in, pairs, clock = self._coefficients_on(y, t)
-        u = y if self.centred else y - alpha * self.mean.to(y.dtype)
+        shift = None if self.centred else self.mean.to(y.dtype)
+        u = y if shift is None else y - (alpha * shift).to(y.dtype)
         raw = self.net(scaled(c_in, u), clock, **cond)
-        shift = None if self.centred else self.mean
+        if raw.shape != y.shape:
+            raise ValueError(f"net returned shape {tuple(raw.shape)} for x of shape {tuple(y.shape)}: return one like x")
         if scalar:
             return Point.of(self.sde, x, t, u, raw, pairs, shift, self.coupled)
         x0 = lincomb(pairs[0], u, pairs[1], raw)
@@ -195,6 +208,7 @@ class ScoreModel(Model):
     def _coefficients_on(self, y: Tensor, t: float | Tensor) -> tuple[Coefficient, Coefficient, Pairs, Tensor]:
         """The same at one time for all samples, or one for each, shaped to multiply y."""
         t = as_time(t)
+        self.sde.check_time(t)
         at = self.levels(t.to(y.device) if t.ndim else t)  # a single time stays where it is, and acts as a number
         clock = at.clock.to(y.device, torch.promote_types(y.dtype, torch.float32)).expand(len(y))
         a0, b0, a1, b1 = (expand(c, y) for c in endpoints(at.alpha, at.sigma, at.p, at.q))
@@ -208,3 +222,6 @@ class ScoreModel(Model):
 
     def data_scale(self) -> float:  # noqa: D102
         return self.scale
+
+    def data_mean(self) -> Tensor | None:  # noqa: D102
+        return None if self.centred else self.mean

@@ -2,13 +2,14 @@
 
 from sde.solvers import grids
 from sde.solvers.corrector import AnnealedLangevin, Langevin, PredictorCorrector
-from sde.solvers.integrate import State, Trajectory, default_times, integrate, record, sample, trajectory
+from sde.solvers.integrate import State, Trajectory, default_solver, default_times, integrate, record, sample, trajectory
+from sde.solvers.multistep import AdamsBashforth
 from sde.solvers.onestep import DDIM, RK4, Ancestral, Euler, EulerMaruyama, Heun, ReverseDiffusion
 from sde.solvers.reverse import ReverseSDE
 from sde.solvers.solver import Solver
 
 __all__ = [
-    "Solver", "ReverseSDE", "trajectory", "integrate", "record", "sample", "default_times", "State", "Trajectory", "grids",
-    "Euler", "EulerMaruyama", "Heun", "RK4", "ReverseDiffusion", "Ancestral", "DDIM",
+    "Solver", "ReverseSDE", "trajectory", "integrate", "record", "sample", "default_solver", "default_times", "State", "Trajectory", "grids",
+    "AdamsBashforth", "Euler", "EulerMaruyama", "Heun", "RK4", "ReverseDiffusion", "Ancestral", "DDIM",
     "Langevin", "AnnealedLangevin", "PredictorCorrector",
 ]  # fmt: skip

@@ -1,8 +1,8 @@
 r"""Time grids: a tensor of steps + 1 times from t_max down to t_min, float64. Flip one to run up.
 
 Grids other than `uniform` place their nodes by the noise-to-signal ratio rho = sigma / alpha, which is what a network sees.
-Where alpha = 0 at t_max the ratio is infinite there: the first node is t_max itself, and the rest are placed as if the ratio
-there were `CAP` times the data's scale.
+Where alpha = 0 at t_max that ratio is infinite: the first node is t_max itself, and the rest are placed as if the ratio there
+were `CAP`, growing with the square of the number of steps, so that the first step shrinks with the others.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 from sde.forward import ForwardSDE, ScalarSDE
 
 CAP = 80.0
+"""Ratio that stands for an infinite one on a grid of 32 steps: EDM's largest noise level."""
 
 
 def _checked(steps: int) -> int:
@@ -62,10 +63,9 @@ def by_ratio(
     if not isinstance(sde, ScalarSDE):
         return uniform(sde, steps)
     ends = torch.exp(-sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64)) / 2)
-    high, low = (
-        forth(ends[:1].clamp_max(CAP * max(1.0, float(ends[1]))) if not ends[0].isfinite() else ends[:1]),
-        forth(ends[1:]),
-    )
+    high, low = forth(ends[:1]), forth(ends[1:])
+    if not high.isfinite():
+        high = forth(torch.tensor([CAP * max(1.0, steps / 32) ** 2], dtype=torch.float64))
     u = torch.linspace(0, 1, _checked(steps) + 1, dtype=torch.float64)
     times = sde.time_at(-2 * torch.log(back(high + u * (low - high))))
     times[0], times[-1] = sde.t_max, sde.t_min

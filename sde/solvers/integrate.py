@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sde.forward import SDE, ForwardSDE
+from sde.forward import SDE, ForwardSDE, ScalarSDE
 from sde.nodes import Table
 from sde.random import Generator, Noise, WhiteNoise
 from sde.score import Model
 from sde.solvers import grids
+from sde.solvers.multistep import AdamsBashforth
 from sde.solvers.onestep import DDIM, Heun
 from sde.solvers.reverse import ReverseSDE
 from sde.solvers.solver import Solver
@@ -214,7 +215,7 @@ def sample(
         model: Score model, exact or trained; put it in eval mode first.
         shape: (B, \*D).
         steps: Number of solver steps; ignored where times are given.
-        solver: Default: `Heun`, two evaluations a step.
+        solver: Default: `AdamsBashforth`, one evaluation a step; `Heun` for a matrix SDE or where eta > 0.
         times: Grid from t_max down. Default: `grids.data_scaled` for the model's data.
         eta: Noise of the reverse SDE. Default: the solver's own, 0 for ODE solvers.
         x: State to start from, instead of a draw from the prior.
@@ -237,7 +238,7 @@ def sample(
     """
     if shape is None and x is None:
         raise ValueError("shape is missing: pass shape=(16, 2), say, or a state x to start from")
-    solver = solver or Heun()
+    solver = solver or default_solver(model, eta)
     if times is None:
         times = default_times(model, steps)
     if x is None:
@@ -256,6 +257,11 @@ def sample(
             'a model of param "edm"'
         )
     return x
+
+
+def default_solver(model: Model, eta: float | None = None) -> Solver:
+    """The solver that `sample` takes by default."""
+    return AdamsBashforth() if isinstance(model.sde, ScalarSDE) and not eta else Heun()
 
 
 def default_times(model: Model, steps: int) -> Tensor:
