@@ -5,10 +5,10 @@ classes, `mean` and `scale` to go back. A leaf of the package: it needs torch, a
 where it reads with them.
 """
 
-from .dataset import Dataset
-from .images import digits, from_uint8, to_uint8
-from .picture import from_picture
-from .toy import checkerboard, circles, eight_gaussians, moons, pinwheel, s_curve, spirals, swiss_roll
+from sde.data.dataset import Dataset
+from sde.data.images import digits, from_uint8, to_uint8
+from sde.data.picture import from_picture
+from sde.data.toy import checkerboard, circles, eight_gaussians, moons, pinwheel, s_curve, spirals, swiss_roll
 
 __all__ = [
     "Dataset",

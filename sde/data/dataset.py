@@ -16,10 +16,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
-    """Data ready to train on, `x = (raw - mean) / scale`, with class labels where the data have classes.
+    r"""Data ready to train on, `x = (raw - mean) / scale`, with class labels where the data have classes.
 
     Attributes:
-        x: the data, (n, *D), float32.
+        x: the data, (n, \*D), float32.
         label: the class of each row, (n,), int64; None where there are no classes.
         mean: the population's mean in raw units; a shape that broadcasts against one row of `x`.
         scale: one number: the root of the population's variance averaged over coordinates, in raw units.

@@ -8,7 +8,7 @@ Every image in the package is on this scale; this file is the only place that kn
 import torch
 from torch import Tensor
 
-from .dataset import Dataset
+from sde.data.dataset import Dataset
 
 
 def digits() -> Dataset:

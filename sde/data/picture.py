@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .dataset import Dataset
-from .toy import Generator, _check, _uniform
+from sde.data.dataset import Dataset
+from sde.data.toy import check
+from sde.random import Generator, rand
 
 
 def from_picture(
@@ -42,7 +43,7 @@ def from_picture(
         >>> bool((data.x.abs().amax(1) * data.scale > 0.5).all())  # none in the white pixel
         True
     """
-    _check(n)
+    check(n)
     grey = _grey(picture)
     weight = white - (1 - grey if invert else grey)
     weight = np.where(weight > 1e-9, weight, 0)  # the luminance of white is 1 but for rounding
@@ -54,8 +55,9 @@ def from_picture(
     p = np.flipud(weight / weight.sum())  # row 0 at the bottom
     (m1, v1), (m2, v2) = _moments(p.sum(0)), _moments(p.sum(1))
     mean, scale = torch.tensor([m1, m2], dtype=torch.float64), math.sqrt((v1 + v2) / 2 + 1 / 12)
-    u = _uniform((4, n), generator)
-    raw = _pixels(p, u[:2].cpu().double()) + u[2:].T.cpu().double()
+    u = rand((n, 4), generator, dtype=torch.float32)
+    where, within = u.cpu().double().split(2, dim=1)
+    raw = _pixels(p, where) + within
     x = ((raw - mean) / scale).float().to(u.device)
     return Dataset(x, None, mean.float(), scale, "picture")
 
@@ -68,11 +70,11 @@ def _moments(p: np.ndarray) -> tuple[float, float]:
 
 
 def _pixels(p: np.ndarray, u: Tensor) -> Tensor:
-    """Pixels (column, row), (n, 2): the cumulative sum of the table p inverted at uniforms u, (2, n)."""
+    """Pixels (column, row), (n, 2): the cumulative sum of the table p inverted at uniforms u, (n, 2)."""
     # torch.multinomial stops at 2^24 categories, which a photograph passes, and one float32 uniform has too
     # few bits for so many: the second supplies the lower ones.
     cumulative = torch.as_tensor(np.cumsum(p))
-    index = torch.searchsorted(cumulative, (u[0] + u[1] * 2.0**-24) * cumulative[-1], right=True)
+    index = torch.searchsorted(cumulative, (u[:, 0] + u[:, 1] * 2.0**-24) * cumulative[-1], right=True)
     index = index.clamp(max=p.size - 1)
     return torch.stack([index % p.shape[1], index // p.shape[1]], -1)
 

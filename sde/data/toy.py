@@ -6,7 +6,7 @@ A draw is one expression: a class k, a place u on that class's curve (or square)
 
 with m and Var from integrals done on paper (beside each function), the noise's own variance included: x has
 mean zero and mean variance one as a population, and every draw is on one scale. `noise` is in raw units, as
-in the cited sources. Randomness comes from `generator` alone, in float32 and on its device.
+in the cited sources. Randomness comes from `generator`: one, or one for each point.
 """
 
 import math
@@ -15,9 +15,8 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from .dataset import Dataset
-
-Generator = torch.Generator | None
+from sde.data.dataset import Dataset
+from sde.random import Generator, rand, randn
 
 
 def moons(n: int, noise: float = 0.05, generator: Generator = None) -> Dataset:
@@ -33,8 +32,8 @@ def moons(n: int, noise: float = 0.05, generator: Generator = None) -> Dataset:
         >>> moons(500).x.shape
         torch.Size([500, 2])
     """
-    _check(n, noise=noise)
-    label, angle = _classes(n, 2, generator), math.pi * _uniform(n, generator)
+    check(n, noise=noise)
+    label, angle = _classes(n, 2, generator), math.pi * _uniform((n,), generator)
     side = 1 - 2 * label
     raw = torch.stack([label + side * angle.cos(), 0.5 * label + side * angle.sin()], -1)
     return _dataset("moons", raw, noise, generator, label, mean=(0.5, 0.25), variance=(21 / 16 - 1 / math.pi) / 2)
@@ -52,9 +51,9 @@ def circles(n: int, noise: float = 0.05, factor: float = 0.5, generator: Generat
         >>> circles(500).label.unique()
         tensor([0, 1])
     """
-    _check(n, noise=noise, factor=factor)
+    check(n, noise=noise, factor=factor)
     label = _classes(n, 2, generator)
-    raw = torch.where(label == 0, 1.0, factor)[:, None] * _unit(2 * math.pi * _uniform(n, generator))
+    raw = torch.where(label == 0, 1.0, factor)[:, None] * _unit(2 * math.pi * _uniform((n,), generator))
     return _dataset("circles", raw, noise, generator, label, variance=(1 + factor**2) / 4)
 
 
@@ -71,8 +70,8 @@ def swiss_roll(n: int, noise: float = 0.5, generator: Generator = None) -> Datas
         >>> swiss_roll(500).label is None
         True
     """
-    _check(n, noise=noise)
-    angle = 1.5 * math.pi * (1 + 2 * _uniform(n, generator))
+    check(n, noise=noise)
+    angle = 1.5 * math.pi * (1 + 2 * _uniform((n,), generator))
     mean = (2.0, 2 / (3 * math.pi))
     variance = (9.75 * math.pi**2 - mean[0] ** 2 - mean[1] ** 2) / 2
     return _dataset("swiss roll", angle[:, None] * _unit(angle), noise, generator, mean=mean, variance=variance)
@@ -91,7 +90,7 @@ def checkerboard(n: int, noise: float = 0.0, generator: Generator = None) -> Dat
         >>> bool(checkerboard(500).x.abs().max() <= 3**0.5)
         True
     """
-    _check(n, noise=noise)
+    check(n, noise=noise)
     column, pair = _classes(n, 4, generator), _classes(n, 2, generator)
     corner = torch.stack([column, 2 * pair + column % 2], -1) - 2
     return _dataset("checkerboard", corner + _uniform((n, 2), generator), noise, generator, variance=4 / 3)
@@ -117,7 +116,7 @@ def pinwheel(
         >>> pinwheel(500, arms=3).label.unique()
         tensor([0, 1, 2])
     """
-    _check(n, radial=radial, tangential=tangential)
+    check(n, radial=radial, tangential=tangential)
     if arms < 2:
         raise ValueError(f"arms must be at least 2, got {arms}: one arm has its mean elsewhere; pass arms=5")
     label = _classes(n, arms, generator)
@@ -142,7 +141,7 @@ def eight_gaussians(n: int, noise: float = 0.1, generator: Generator = None) -> 
         >>> len(eight_gaussians(500).label.unique())
         8
     """
-    _check(n, noise=noise)
+    check(n, noise=noise)
     label = _classes(n, 8, generator)
     return _dataset("eight Gaussians", _unit(math.pi / 4 * label), noise, generator, label, variance=0.5)
 
@@ -159,8 +158,8 @@ def spirals(n: int, noise: float = 0.3, generator: Generator = None) -> Dataset:
         >>> spirals(500).label.unique()
         tensor([0, 1])
     """
-    _check(n, noise=noise)
-    label, angle = _classes(n, 2, generator), 3 * math.pi * _uniform(n, generator).sqrt()
+    check(n, noise=noise)
+    label, angle = _classes(n, 2, generator), 3 * math.pi * _uniform((n,), generator).sqrt()
     raw = ((1 - 2 * label) * angle)[:, None] * _unit(math.pi - angle)
     return _dataset("spirals", raw, noise, generator, label, variance=2.25 * math.pi**2)
 
@@ -177,8 +176,8 @@ def s_curve(n: int, noise: float = 0.1, generator: Generator = None) -> Dataset:
         >>> s_curve(500).x.dtype
         torch.float32
     """
-    _check(n, noise=noise)
-    angle = 3 * math.pi * (_uniform(n, generator) - 0.5)
+    check(n, noise=noise)
+    angle = 3 * math.pi * (_uniform((n,), generator) - 0.5)
     raw = torch.stack([angle.sin(), angle.sign() * (angle.cos() - 1)], -1)
     return _dataset("S curve", raw, noise, generator, variance=1 + 2 / (3 * math.pi))
 
@@ -194,12 +193,13 @@ def _dataset(
 ) -> Dataset:
     """Noise added, and both coordinates brought to mean zero and mean variance one."""
     if noise > 0:
-        raw = raw + noise * _normal(raw.shape, generator)
+        raw = raw + noise * _normal(tuple(raw.shape), generator)
     centre, scale = torch.tensor(mean), math.sqrt(variance + noise**2)
     return Dataset((raw - centre.to(raw.device)) / scale, label, centre, scale, name)
 
 
-def _check(n: int, **lengths: float) -> None:
+def check(n: int, **lengths: float) -> None:
+    """Refuses a number of points or a length that is none."""
     if not isinstance(n, Integral) or n < 1:
         raise ValueError(f"n must be a whole number of points, at least 1, got {n}: pass n=1000, say")
     for name, value in lengths.items():
@@ -207,22 +207,16 @@ def _check(n: int, **lengths: float) -> None:
             raise ValueError(f"{name} must be zero or more, got {value}: it is a length, in raw units")
 
 
-def _device(generator: Generator) -> torch.device:
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator must be one torch.Generator or None, got {type(generator).__name__}: use the first")
-    return torch.device("cpu") if generator is None else generator.device
-
-
-def _uniform(shape: int | tuple[int, ...], generator: Generator) -> Tensor:
-    return torch.rand(shape, generator=generator, device=_device(generator))
-
-
-def _normal(shape: torch.Size | tuple[int, ...], generator: Generator) -> Tensor:
-    return torch.randn(shape, generator=generator, device=_device(generator))
-
-
 def _classes(n: int, k: int, generator: Generator) -> Tensor:
-    return torch.randint(k, (n,), generator=generator, device=_device(generator))
+    return (k * _uniform((n,), generator)).long().clamp(max=k - 1)
+
+
+def _uniform(shape: tuple[int, ...], generator: Generator) -> Tensor:
+    return rand(shape, generator, dtype=torch.float32)
+
+
+def _normal(shape: tuple[int, ...], generator: Generator) -> Tensor:
+    return randn(shape, generator, dtype=torch.float32)
 
 
 def _unit(angle: Tensor) -> Tensor:

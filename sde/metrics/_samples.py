@@ -7,7 +7,7 @@ TABLE = 2**20  # numbers in one table of pairs or projections: kept in the cache
 
 
 def pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Two samples (n, *D), (m, *D) checked and flattened to float64 (n, d), (m, d)."""
+    r"""Two samples (n, \*D), (m, \*D) checked and flattened to float64 (n, d), (m, d)."""
     for name, x in (("a", a), ("b", b)):
         if not isinstance(x, Tensor):
             raise TypeError(

@@ -1,7 +1,7 @@
 """Distances made of mean pairwise terms: maximum mean discrepancy and energy distance.
 
     MMD²(a, b) = E k(x, x') + E k(y, y') − 2 E k(x, y)                x, x' ~ a, y, y' ~ b, all independent
-    D²(a, b)   = 2 E|x − y| − E|x − x'| − E|y − y'|
+    D²(a, b)   = 2 E‖x − y‖ − E‖x − x'‖ − E‖y − y'‖
 
 Both are zero only where the two distributions agree. The means over one sample's own pairs may leave out the
 pairs of a point with itself (a U-statistic: unbiased, may be below zero) or keep them (a V-statistic: biased
@@ -14,18 +14,18 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ._samples import pair, result, row_chunks
+from sde.metrics._samples import pair, result, row_chunks
 
 
 def mmd(a: Tensor, b: Tensor, bandwidth: float | Sequence[float] | None = None) -> Tensor:
-    """Squared maximum mean discrepancy with Gaussian kernels, the unbiased estimate (it may be below zero).
+    r"""Squared maximum mean discrepancy with Gaussian kernels, the unbiased estimate (it may be below zero).
 
-    k(x, y) = mean over h of exp(−|x − y|² / 2h²). With `bandwidth=None`, h is the median distance in the
+    k(x, y) = mean over h of exp(−‖x − y‖² / 2h²). With `bandwidth=None`, h is the median distance in the
     pooled sample times ¼, ½, 1, 2, 4, so that structure finer than the whole is seen too.
 
     Args:
-        a: a sample, (n, *D), n at least 2.
-        b: another, (m, *D), m at least 2.
+        a: a sample, (n, \*D), n at least 2.
+        b: another, (m, \*D), m at least 2.
         bandwidth: h, or several. The default moves with the samples: to compare several models, pass the one
             that `median_distance(data)` gives.
 
@@ -63,13 +63,13 @@ def mmd(a: Tensor, b: Tensor, bandwidth: float | Sequence[float] | None = None) 
 
 
 def energy_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Energy distance, from all pairs (biased upwards by O(1/n) in its square; never below zero).
+    r"""Energy distance, from all pairs (biased upwards by O(1/n) in its square; never below zero).
 
-    D = (2 E|x − y| − E|x − x'| − E|y − y'|)^½; on a line it is (2 ∫ (F_a − F_b)²)^½. No parameter to choose.
+    D = (2 E‖x − y‖ − E‖x − x'‖ − E‖y − y'‖)^½; on a line it is (2 ∫ (F_a − F_b)²)^½. No parameter to choose.
 
     Args:
-        a: a sample, (n, *D).
-        b: another, (m, *D).
+        a: a sample, (n, \*D).
+        b: another, (m, \*D).
 
     Returns:
         D, a float64 scalar on the device of `a`; its square has the units of the data.
@@ -88,7 +88,7 @@ def energy_distance(a: Tensor, b: Tensor) -> Tensor:
 
 
 def median_distance(x: Tensor) -> Tensor:
-    """The median distance between two points of a sample (n, *D): the usual bandwidth of a kernel.
+    r"""The median distance between two points of a sample (n, \*D): the usual bandwidth of a kernel.
 
     Of a large sample 1000 points are looked at, evenly spread through its order.
 
@@ -110,7 +110,7 @@ def _median_distance(*samples: Tensor) -> float:
 
 
 def _pair_sum(x: Tensor, y: Tensor, f: Callable[[Tensor], Tensor] = torch.sum) -> Tensor:
-    """The sum `f` makes of the table |x_i − y_j|, a chunk of rows at a time."""
+    """The sum `f` makes of the table ‖x_i − y_j‖, a chunk of rows at a time."""
     # |x|² + |y|² − 2xy is ten times as fast for images, but leaves 1e-8 of |x| where the distance is zero.
     mode = f"{'donot_use' if x.shape[1] <= 64 else 'use'}_mm_for_euclid_dist"
     centre = y.mean(0)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._samples import at_least
+from sde.metrics._samples import at_least
 
 
 class Floor(NamedTuple):
@@ -38,12 +38,12 @@ def floor(
     generator: torch.Generator | None = None,
     m: int | None = None,
 ) -> Floor:
-    """The sampling floor of a metric: its mean and sd between two independent draws of the truth.
+    r"""The sampling floor of a metric: its mean and sd between two independent draws of the truth.
 
     Args:
         metric: `metric(a, b)`, any of this room's; if it has a `generator` argument, it is handed this one.
         truth: `truth(n, generator=generator)`, giving a tensor or something with `.x` (a toy set, an exact
-            target's `sample`); or a tensor of data (N, *D), of which disjoint random parts are taken.
+            target's `sample`); or a tensor of data (N, \*D), of which disjoint random parts are taken.
         n: points in the first draw: as many as the model's sample.
         repeats: how many pairs; at least 2.
         generator: where the draws come from.

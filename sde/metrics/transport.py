@@ -1,11 +1,11 @@
 """Wasserstein distances between two samples: exact, and averaged over projections.
 
-    W_p(a, b)^p  = min over couplings π of Σ π_ij |a_i − b_j|^p
+    W_p(a, b)^p  = min over couplings π of Σ π_ij ‖a_i − b_j‖^p
     SW_p(a, b)^p = E_θ W_p(θ·a, θ·b)^p,    θ uniform on the unit sphere
 
-In one dimension the best coupling matches quantiles, W_p^p = ∫₀¹ |F_a⁻¹(u) − F_b⁻¹(u)|^p du: a sort, not a
+In one dimension the best coupling matches quantiles, W_p^p = ∫₀¹ abs(F_a⁻¹(u) − F_b⁻¹(u))^p du: a sort, not a
 linear program. Directions come in orthonormal blocks: each is uniform, so the mean is unbiased, and together
-they cover the sphere better than independent ones. (A shift c has SW_2 = |c|/√d, and a whole block says so
+they cover the sphere better than independent ones. (A shift c has SW_2 = ‖c‖/√d, and a whole block says so
 exactly.)
 """
 
@@ -14,19 +14,19 @@ import math
 import torch
 from torch import Tensor
 
-from ._samples import at_least, pair, result, row_chunks
+from sde.metrics._samples import at_least, pair, result, row_chunks
 
 
 def sliced_wasserstein(
     a: Tensor, b: Tensor, n_projections: int = 128, p: float = 2.0, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Sliced Wasserstein distance: the mean over directions of the distance between projections.
+    r"""Sliced Wasserstein distance: the mean over directions of the distance between projections.
 
     SW_p = (1/n_projections Σ_θ W_p(θ·a, θ·b)^p)^(1/p), each W_p exact, for samples of any two sizes.
 
     Args:
-        a: a sample, (n, *D).
-        b: another, (m, *D).
+        a: a sample, (n, \*D).
+        b: another, (m, \*D).
         n_projections: how many directions. The error falls as their root; multiples of the dimension are
             best.
         p: the power; 1 or more.
@@ -56,16 +56,16 @@ def sliced_wasserstein(
 
 
 def wasserstein(a: Tensor, b: Tensor, p: float = 2.0, max_pairs: int = 5000**2) -> Tensor:
-    """Exact Wasserstein distance between two samples, by the network simplex of POT.
+    r"""Exact Wasserstein distance between two samples, by the network simplex of POT.
 
-    W_p = (min_π Σ π_ij |a_i − b_j|^p)^(1/p), over couplings π with uniform marginals.
+    W_p = (min_π Σ π_ij ‖a_i − b_j‖^p)^(1/p), over couplings π with uniform marginals.
 
     Cost: the n × m table in float64, and time that grows about as its 3/2 power (2000 against 2000 points: a
     second).
 
     Args:
-        a: a sample, (n, *D).
-        b: another, (m, *D).
+        a: a sample, (n, \*D).
+        b: another, (m, \*D).
         p: the power; 1 or more.
         max_pairs: refuse more than this many pairs; 5000² pairs are 200 MB and some five seconds.
 

@@ -4,14 +4,14 @@ They take tensors, or a trajectory: anything with times `t` (N,) and states `x` 
 draw, further keyword arguments go to matplotlib. matplotlib itself is imported when a picture is drawn.
 """
 
-from .animation import animate
-from .fields import density, density_strip, score_field, score_strip
-from .images import birth, grid, neighbours
-from .line import marginals, space_time
-from .points import compare, scatter
-from .style import COLOURS, style
-from .training import history
-from .trajectories import compare_paths, paths, snapshots
+from sde.plot.animation import animate
+from sde.plot.fields import density, density_strip, score_field, score_strip
+from sde.plot.images import birth, grid, neighbours
+from sde.plot.line import marginals, space_time
+from sde.plot.points import compare, scatter
+from sde.plot.style import COLOURS, style
+from sde.plot.training import history
+from sde.plot.trajectories import compare_paths, paths, snapshots
 
 __all__ = [
     "scatter",

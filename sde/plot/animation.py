@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .images import canvas, pictures
-from .movie import checked_path, write
-from .style import (
+from sde.plot.images import canvas, pictures
+from sde.plot.movie import checked_path, write
+from sde.plot.style import (
     COLOURS,
     Limits,
     Trajectory,
@@ -28,7 +28,7 @@ from .style import (
     time_title,
     to_numpy,
 )
-from .trajectories import over_time
+from sde.plot.trajectories import over_time
 
 if TYPE_CHECKING:
     from matplotlib.animation import FuncAnimation
@@ -95,7 +95,7 @@ def animate(
         # An animation that nobody has looked at yet is no mistake here: no warning when it goes.
         movie._draw_was_started = True  # pyright: ignore[reportAttributeAccessIssue]
         if target is not None:
-            write(target, movie, draw, count, fps, hold)
+            write(target, figure, draw, count, fps, hold)
     return movie
 
 

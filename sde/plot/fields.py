@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .style import (
+from sde.plot.style import (
     FIELD,
     Limits,
     as_limits,
     common_limits,
+    follows,
     new_axes,
     plane,
     points,
@@ -73,12 +74,14 @@ def density(
         if np.isneginf(values.max()):
             raise ValueError(f"bounds must hold some of the density, got {box}, where it is zero: pass wider ones")
         image = np.exp(values - values.max())  # up to a factor: no overflow where a density is sharp
+        title = "density"
     else:
         xy = points("log_prob", log_prob)
         box = common_limits([xy]) if bounds is None else as_limits("bounds", bounds)
         image = np.histogram2d(xy[:, 1], xy[:, 0], bins=resolution // 3, range=[box[2:], box[:2]])[0]
+        title = f"density of {len(xy)} points"
     with style():
-        ax = new_axes(ax)
+        ax = new_axes(ax, title)
         look = {"cmap": FIELD, "vmin": 0, "interpolation": "bilinear", **kwargs}
         ax.imshow(image, origin="lower", extent=box, **look)
         plane(ax, box)
@@ -146,11 +149,14 @@ def score_field(
     arrows = values / np.sqrt(np.maximum(length, 1e-12) * max(length.max(), 1e-12))  # longest is 1
     cell = (box[1] - box[0]) / resolution
     with style():
-        ax = new_axes(ax)
+        alone = ax is None
+        ax = new_axes(ax, "score", size=(4.8, 4.0))
         look: dict[str, Any] = {"width": 0.005, "headwidth": 4, "headlength": 4, "headaxislength": 3.6, "pivot": "mid"}
         look |= {"angles": "xy", "scale_units": "xy", "scale": 1 / (1.1 * cell), **kwargs}
         colour = () if {"color", "facecolor", "fc"} & look.keys() else (length[:, 0],)
-        ax.quiver(x[:, 0], x[:, 1], arrows[:, 0], arrows[:, 1], *colour, **look)
+        drawn = ax.quiver(x[:, 0], x[:, 1], arrows[:, 0], arrows[:, 1], *colour, **look)
+        if alone and colour:
+            ax.figure.colorbar(drawn, ax=ax, label="|∇ log p|", shrink=0.8)
         plane(ax, box)
     return ax
 
@@ -205,8 +211,7 @@ def _strip(
         for k, (ax, now) in enumerate(zip(row, t, strict=True)):
             draw(ax, now, bounds[k] if each else bounds)
             ax.set_title(time_title(float(now)))
-            if k:
-                ax.set_ylabel("")
+            follows(ax, row[0])
     return figure
 
 
@@ -227,7 +232,7 @@ def _on_grid(
     device: torch.device | str,
     inner: tuple[int, ...],
 ) -> np.ndarray:
-    """f at the grid, as (resolution, resolution, *inner); its shape and finiteness checked."""
+    """f at the grid, as (resolution, resolution) and the inner shape; shape and finiteness checked."""
     x = _grid(box, resolution).to(device)
     values = f(x)
     values = getattr(values, name, values)  # a model gives a point, whose `score` it is

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .style import Trajectory, new_axes, pick, style, to_numpy
+from sde.plot.style import Trajectory, new_axes, pick, style, to_numpy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,7 +39,7 @@ def grid(images: Any, ncols: int | None = None, ax: Axes | None = None, **kwargs
         raise ValueError(f"ncols must be at least 1, got {ncols}: pass ncols=8, say")
     columns = min(ncols or math.ceil(math.sqrt(len(x))), len(x))
     with style():
-        return _show(x, columns, ax, kwargs)[0]
+        return _show(x, columns, ax, f"{getattr(images, 'name', None) or 'images'}, {len(x)} shown", kwargs)[0]
 
 
 def birth(
@@ -79,7 +79,7 @@ def birth(
     widest = torch.quantile(frames.abs().flatten(1), 0.98, dim=1).clamp(min=1)
     x = pictures("trajectory", frames / widest[:, None, None, None])
     with style():
-        ax, columns, _ = _show(x, len(x), ax, kwargs)
+        ax, columns, _ = _show(x, len(x), ax, "an image being born" if t[0] > t[-1] else "an image dissolving", kwargs)
         ax.set_xticks(columns, [f"{t[k]:.3g}" for k in rows])
         ax.set_xlabel("t")
     return ax
@@ -116,7 +116,9 @@ def neighbours(images: Any, data: Any, n: int = 10, ax: Axes | None = None, **kw
     between = torch.cdist(old_flat[:: -(-len(old) // 500)], old_flat, compute_mode=EXACT)
     typical = between.topk(2, dim=1, largest=False).values[:, 1].median().clamp(min=1e-12)
     with style():
-        ax, columns, rows = _show(np.concatenate([new, old[nearest.numpy()]]), len(new), ax, kwargs)
+        ax, columns, rows = _show(
+            np.concatenate([new, old[nearest.numpy()]]), len(new), ax, "images and their nearest in the data", kwargs
+        )
         shares = distance.gather(1, nearest[:, None])[:, 0] / typical
         ax.set_xticks(columns, [f"{share:.2g}" for share in shares])
         ax.set_xlabel("distance / typical distance between training images")
@@ -154,12 +156,14 @@ def _gap(x: np.ndarray) -> int:
     return max(1, round(0.06 * max(x.shape[1:3])))
 
 
-def _show(x: np.ndarray, columns: int, ax: Axes | None, kwargs: dict[str, Any]) -> tuple[Axes, np.ndarray, np.ndarray]:
+def _show(
+    x: np.ndarray, columns: int, ax: Axes | None, title: str, kwargs: dict[str, Any]
+) -> tuple[Axes, np.ndarray, np.ndarray]:
     """Pictures on one canvas in new or given axes; the centres of its columns and of its rows."""
     n, height, width, _ = x.shape
     rows, gap = math.ceil(n / columns), _gap(x)
     inch = float(np.clip(9 / columns, 0.3, 0.9))
-    ax = new_axes(ax, size=(max(2.0, columns * inch + 0.3), max(1.2, rows * inch * height / width + 0.5)))
+    ax = new_axes(ax, title, size=(max(2.6, columns * inch + 0.3), max(1.3, rows * inch * height / width + 0.7)))
     look = {"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "nearest", **kwargs}
     ax.imshow(canvas(x, columns), **look)
     ax.set(xticks=[], yticks=[])

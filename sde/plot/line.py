@@ -13,10 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .style import (
+from sde.plot.style import (
     BLACK,
-    FIELD,
+    GREEN,
+    ORANGE,
+    PURPLE,
     SKY,
+    VERMILLION,
     Limits,
     Trajectory,
     common_limits,
@@ -28,11 +31,13 @@ from .style import (
     time_title,
     to_numpy,
 )
-from .trajectories import over_time, paths
+from sde.plot.trajectories import over_time, paths
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+INKS = (VERMILLION, ORANGE, GREEN, PURPLE, BLACK)  # those that stand out from the shading
 
 LogProb = Callable[[Tensor, Tensor], Tensor]
 
@@ -88,7 +93,7 @@ def marginals(
 def space_time(
     trajectory: Trajectory,
     log_prob: LogProb | None = None,
-    n: int = 12,
+    n: int = 6,
     ax: Axes | None = None,
     bounds: float | Sequence[float] | None = None,
     log_time: bool = False,
@@ -125,10 +130,10 @@ def space_time(
         raise ValueError(f"log_time needs times above 0, got {t.min():.3g}: pass log_time=False")
     box = _bounds_of_x(bounds, t, x)
     with style():
-        ax = _axes_with_margins() if ax is None else ax
+        ax = _axes_with_margins(f"density and {n} of {x.shape[1]} paths") if ax is None else ax
         at = np.linspace(box[2], box[3], 300)
         _shade(ax, t, x, at, log_prob, log_time, device, kwargs)
-        look = {"colors": "white", "linewidths": 0.9, "alpha": 0.85}
+        look = {"colors": INKS, "linewidths": 1.0, "alpha": 0.9}
         paths(trajectory, n, ax=ax, limits=box, **look) if n else over_time(ax, t, box)
         if log_time:
             ax.set_xscale("log")
@@ -160,7 +165,7 @@ def _shade(
         now = (np.geomspace if log_time else np.linspace)(t[0], t[-1], 160)
         image = np.stack([_density(log_prob, at, s, device) for s in now], 1)
     image /= np.maximum(image.max(0), 1e-300)
-    look = {"cmap": FIELD, "vmin": 0, "vmax": 1, "shading": "nearest", "rasterized": True, **kwargs}
+    look = {"cmap": "Blues", "vmin": 0, "vmax": 1, "shading": "nearest", "rasterized": True, **kwargs}
     ax.pcolormesh(now, at, image, **look)
 
 
@@ -169,16 +174,17 @@ def _end_density(ax: Axes, left: bool, x: np.ndarray, at: np.ndarray, exact: np.
     side = ax.inset_axes((-0.17, 0, 0.15, 1) if left else (1.02, 0, 0.15, 1), sharey=ax)
     width = (at[-1] - at[0]) / 80
     look: dict[str, Any] = {"orientation": "horizontal", "color": SKY, "weights": np.full(len(x), 1 / width / len(x))}
-    side.hist(x, bins=80, range=(at[0], at[-1]), **look)
+    if np.mean((at[0] < x) & (x < at[-1])) > 0.2:  # else bars would be a handful of points
+        side.hist(x, bins=80, range=(at[0], at[-1]), **look)
     if exact is not None:
         side.plot(exact, at, color=BLACK, linewidth=1)
-    side.set(xticks=[])
+    widest = max(side.get_xlim())
+    side.set(xticks=[], xlim=(widest, 0) if left else (0, widest))
     side.set_title(title, fontsize=9)
     side.spines[["bottom", "right"]].set_visible(False)
     side.spines["left"].set_visible(left)
     side.tick_params(left=left, labelleft=left)
     if left:
-        side.invert_xaxis()
         side.set_ylabel("x")
 
 
@@ -206,8 +212,11 @@ def _bounds_of_x(bounds: float | Sequence[float] | None, t: np.ndarray, x: np.nd
     return (low, high, low, high)
 
 
-def _axes_with_margins() -> Axes:
+def _axes_with_margins(title: str) -> Axes:
     """Room at both sides for the end densities, which no layout engine sees."""
     import matplotlib.pyplot as plt
 
-    return plt.subplots(figsize=(7.2, 3.4), gridspec_kw={"left": 0.2, "right": 0.86, "bottom": 0.16, "top": 0.88})[1]
+    margins = {"left": 0.2, "right": 0.86, "bottom": 0.16, "top": 0.88}
+    ax = plt.subplots(figsize=(7.2, 3.4), gridspec_kw=margins)[1]
+    ax.set_title(title)
+    return ax

@@ -1,12 +1,15 @@
-"""Files of moving pictures: GIF by Pillow, MP4 by imageio-ffmpeg, HTML by matplotlib.
+"""Files of moving pictures: GIF, MP4 by imageio-ffmpeg, HTML as one page with its frames inside.
 
-Frames for GIF and MP4 are drawn on an Agg canvas by blitting: the still background is restored and only what moves is
+Frames are drawn on an Agg canvas by blitting: the still background is restored and only what moves is
 drawn on it, twenty times as fast as drawing the whole figure. A GIF gets one palette for all frames, no dithering, and
 from each frame only the box of pixels that changed, which keeps it small.
 """
 
 from __future__ import annotations
 
+import base64
+import io
+import json
 from collections.abc import Callable, Iterator
 from os import PathLike
 from pathlib import Path
@@ -15,12 +18,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from matplotlib.animation import FuncAnimation
     from matplotlib.figure import Figure
 
 SUFFIXES = (".gif", ".mp4", ".html")
 
 Draw = Callable[[int], "list[Any]"]
+
+PAGE = """<!doctype html>
+<meta charset="utf-8"><title>Trajectories</title>
+<style>body{font:15px sans-serif;margin:1em}img{max-width:100%}input{width:22em;vertical-align:middle}</style>
+<img id="view" alt="Samples moving from noise to data"><p>
+<button id="play">Pause</button> <input id="seek" type="range" min="0" max="%LAST%" value="0" aria-label="frame"></p>
+<script>
+const frames = %FRAMES%, view = document.getElementById("view");
+const seek = document.getElementById("seek"), play = document.getElementById("play");
+let k = 0, timer = null;
+const show = i => { k = i; seek.value = i; view.src = "data:image/png;base64," + frames[i]; };
+const next = () => { show((k + 1) % frames.length); wait(); };
+const wait = () => { timer = setTimeout(next, %EACH% + (k == frames.length - 1 ? %HOLD% : 0)); };
+const stop = () => { clearTimeout(timer); timer = null; play.textContent = "Play"; };
+play.onclick = () => { if (timer) stop(); else { play.textContent = "Pause"; next(); } };
+seek.oninput = () => { stop(); show(+seek.value); };
+show(0); wait();
+</script>
+"""
 
 
 def checked_path(path: str | PathLike[str]) -> Path:
@@ -35,29 +56,21 @@ def checked_path(path: str | PathLike[str]) -> Path:
     return target
 
 
-def write(path: Path, movie: FuncAnimation, draw: Draw, count: int, fps: int, hold: float) -> None:
+def write(path: Path, figure: Figure, draw: Draw, count: int, fps: int, hold: float) -> None:
     """The animation as a file of the kind its suffix says; its figure is closed then.
 
     Args:
         path: .gif, .mp4 or .html.
-        movie: the animation, for HTML.
+        figure: with all that stands still.
         draw: puts what moves where frame k has it, and returns it.
         count: of frames.
         fps: frames a second.
         hold: seconds for which the last frame stays.
     """
-    import matplotlib
     import matplotlib.pyplot as plt
 
-    figure: Any = movie._fig  # type: ignore[attr-defined]
-    suffix = path.suffix.lower()
-    if suffix == ".html":
-        with matplotlib.rc_context({"animation.embed_limit": 200}):
-            path.write_text(movie.to_jshtml(fps=fps, default_mode="loop"), encoding="utf-8")
-    elif suffix == ".gif":
-        _gif(path, frames(figure, draw, count), fps, hold)
-    else:
-        _mp4(path, frames(figure, draw, count), fps, hold)
+    kind = {".gif": _gif, ".mp4": _mp4, ".html": _html}[path.suffix.lower()]
+    kind(path, frames(figure, draw, count), fps, hold)
     plt.close(figure)
 
 
@@ -81,16 +94,39 @@ def frames(figure: Figure, draw: Draw, count: int) -> Iterator[np.ndarray]:
 
 
 def _gif(path: Path, pictures: Iterator[np.ndarray], fps: int, hold: float) -> None:
+    images = _indexed(list(pictures))
+    durations = [round(1000 / fps)] * (len(images) - 1) + [round(1000 * max(hold, 1 / fps))]
+    images[0].save(path, save_all=True, append_images=images[1:], duration=durations, loop=0, optimize=False)
+
+
+def _html(path: Path, pictures: Iterator[np.ndarray], fps: int, hold: float) -> None:
+    encoded = []
+    for image in _indexed(list(pictures)):
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG", optimize=True)
+        encoded.append(base64.b64encode(buffer.getvalue()).decode("ascii"))
+    values = {
+        "FRAMES": json.dumps(encoded),
+        "LAST": str(len(encoded) - 1),
+        "EACH": str(1000 / fps),
+        "HOLD": str(1000 * hold),
+    }
+    page = PAGE
+    for name, value in values.items():
+        page = page.replace(f"%{name}%", value)
+    path.write_text(page, encoding="utf-8")
+
+
+def _indexed(pictures: list[np.ndarray]) -> list[Any]:
+    """Pillow images of one palette, so that a colour that stays keeps its index and is not written again."""
     from PIL import Image
 
-    images = [Image.fromarray(picture) for picture in pictures]
-    # One palette for all, from the first, middle and last frame: a colour that stays keeps its index, and is not
-    # written again.
-    some = np.concatenate([np.asarray(images[k]) for k in sorted({0, len(images) // 2, len(images) - 1})])
+    some = np.concatenate([pictures[k] for k in sorted({0, len(pictures) // 2, len(pictures) - 1})])
     palette = Image.fromarray(some).quantize(32, dither=Image.Dither.NONE)
-    indexed = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
-    durations = [round(1000 / fps)] * (len(images) - 1) + [round(1000 * max(hold, 1 / fps))]
-    indexed[0].save(path, save_all=True, append_images=indexed[1:], duration=durations, loop=0, optimize=False)
+    colours = np.array(palette.getpalette()).reshape(-1, 3)
+    colours[colours.min(1) > 245] = 255  # the paper is white, not the mean of nearly white
+    palette.putpalette(colours.ravel().tolist())
+    return [Image.fromarray(picture).quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
 
 
 def _mp4(path: Path, pictures: Iterator[np.ndarray], fps: int, hold: float) -> None:

@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from .style import COLOURS, as_limits, common_limits, new_axes, panels, plane, points, row_of_axes, style, to_numpy
+from sde.plot.style import (
+    COLOURS,
+    as_limits,
+    common_limits,
+    follows,
+    new_axes,
+    panels,
+    plane,
+    points,
+    row_of_axes,
+    style,
+    to_numpy,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,7 +51,7 @@ def scatter(
     xy = points("x", x)
     label = getattr(x, "label", None) if label is None else label
     with style():
-        ax = new_axes(ax)
+        ax = new_axes(ax, f"{getattr(x, 'name', None) or 'points'}, n = {len(xy)}")
         look = {"s": marker_size(len(xy)), "alpha": 0.7, "linewidths": 0, "rasterized": len(xy) > 5000, **kwargs}
         if label is not None:
             classes = to_numpy(label).astype(int)
@@ -81,8 +93,7 @@ def compare(
             colour = {} if {"c", "color"} & kwargs.keys() else {"color": COLOURS[k % 7]}
             scatter(xy, ax=ax, limits=box, **colour, **kwargs)
             ax.set_title(name)
-            if k:
-                ax.set_ylabel("")
+            follows(ax, row[0])
     return figure
 
 

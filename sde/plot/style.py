@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, YELLOW, BLACK = COLOURS = (
+BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, BLACK, YELLOW = COLOURS = (
     "#0072B2",
     "#E69F00",
     "#009E73",
     "#D55E00",
     "#CC79A7",
     "#56B4E9",
-    "#F0E442",
     "#000000",
+    "#F0E442",
 )
 GREY = "#8A8A8A"
 FIELD = "viridis"
@@ -94,15 +94,20 @@ def style(**overrides: Any) -> Iterator[None]:
     changed: Any = {**rc, **{names[k]: v for k, v in overrides.items()}}
     with matplotlib.rc_context(changed):
         yield
+        interactive = matplotlib.is_interactive()
+    # A notebook's backend, loaded by the first figure, switches this on: it must not go with the style.
+    matplotlib.interactive(interactive)
 
 
-def new_axes(ax: Axes | None, size: tuple[float, float] = (4.2, 4.0)) -> Axes:
-    """`ax` itself, or the axes of a new figure."""
+def new_axes(ax: Axes | None, title: str, size: tuple[float, float] = (4.2, 4.0)) -> Axes:
+    """`ax` as it is, or the axes of a new figure, titled."""
     if ax is not None:
         return ax
     import matplotlib.pyplot as plt
 
-    return plt.subplots(figsize=size, layout="constrained")[1]
+    ax = plt.subplots(figsize=size, layout="constrained")[1]
+    ax.set_title(title)
+    return ax
 
 
 def row_of_axes(
@@ -124,15 +129,26 @@ def row_of_axes(
     return flat[0].figure, flat
 
 
-def plane(ax: Axes, limits: Limits | None = None, ylabel: bool = True) -> None:
-    """Axes of the (x₁, x₂) plane: equal aspect, named, with the given limits."""
+def plane(ax: Axes, limits: Limits) -> None:
+    """Axes of the (x₁, x₂) plane within limits: equal aspect, the same ticks both ways, named."""
     ax.set_aspect("equal")
-    ax.set_xlabel("x₁")
-    if ylabel:
-        ax.set_ylabel("x₂")
-    if limits is not None:
-        ax.set_xlim(*limits[:2])
-        ax.set_ylim(*limits[2:])
+    ax.set(xlabel="x₁", ylabel="x₂", xlim=limits[:2], ylim=limits[2:])
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(_locator())
+
+
+def _locator() -> Any:
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(5, steps=[1, 2, 5, 10])
+
+
+def follows(ax: Axes, first: Axes) -> None:
+    """Takes from a panel what the first of its row says already: the name of x₂, and its numbers if equal."""
+    if ax is not first:
+        ax.set_ylabel("")
+        if ax.get_ylim() == first.get_ylim():
+            ax.tick_params(labelleft=False)
 
 
 Limits = tuple[float, float, float, float]

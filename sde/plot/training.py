@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .style import BLACK, BLUE, ORANGE, new_axes, style, to_numpy
+from sde.plot.style import BLACK, BLUE, ORANGE, new_axes, style, to_numpy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,7 +41,7 @@ def history(h: Any, ax: Axes | None = None, window: float = 0.05, **kwargs: Any)
             f"window must be a share of the run, 0 or more and below 1, got {window}: pass window=0.05, say"
         )
     with style():
-        ax = new_axes(ax, size=(5.2, 3.2))
+        ax = new_axes(ax, "training", size=(5.2, 3.2))
         ax.plot(step, loss, color=BLUE, alpha=0.3, linewidth=0.8)
         ax.plot(step, _running_mean(loss, window), **{"color": BLUE, "linewidth": 2, "label": "loss", **kwargs})
         if np.nanmin(loss) > 0:

@@ -14,14 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .points import marker_size
-from .style import (
+from sde.plot.points import marker_size
+from sde.plot.style import (
     COLOURS,
     GREY,
     Limits,
     Trajectory,
     as_limits,
     common_limits,
+    follows,
     new_axes,
     panels,
     pick,
@@ -40,14 +41,14 @@ if TYPE_CHECKING:
 
 def paths(
     trajectory: Trajectory,
-    n: int = 30,
+    n: int = 15,
     ax: Axes | None = None,
     limits: float | Sequence[float] | None = None,
     **kwargs: Any,
 ) -> Axes:
     """The first n paths of a run: in the plane for states (N, B, 2), over time for states (N, B, 1).
 
-    In the plane a ring marks where a path starts and a dot where it ends, and grey dots are the ends of all.
+    In the plane a path grows darker as it runs, from a ring to a dot, and grey dots are the ends of all.
 
     Args:
         trajectory: the run.
@@ -60,36 +61,52 @@ def paths(
         >>> from types import SimpleNamespace
         >>> walk = torch.randn(50, 10, 2).cumsum(0) * 0.1
         >>> ax = paths(SimpleNamespace(t=torch.linspace(0, 1, 50), x=walk), n=5)
-        >>> len(ax.collections[0].get_segments())
-        5
+        >>> len(ax.collections[0].get_segments())  # 5 paths of 49 steps
+        245
     """
     from matplotlib.collections import LineCollection
 
     t, x = states("trajectory", trajectory, 1, 2)
     if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}: pass n=30, say")
+        raise ValueError(f"n must be at least 1, got {n}: pass n=15, say")
     few = x[:, :n]
     box = run_limits([(t, x)]) if limits is None else as_limits("limits", limits)
-    colours = [COLOURS[k % 6] for k in range(few.shape[1])]
     with style():
-        ax = new_axes(ax)
-        over = few if few.shape[2] == 2 else np.stack([np.broadcast_to(t[:, None], few.shape[:2]), few[..., 0]], -1)
-        ax.add_collection(
-            LineCollection(list(over.swapaxes(0, 1)), **{"colors": colours, "linewidths": 1.0, "alpha": 0.8, **kwargs})
-        )
-        if few.shape[2] == 2:
-            ax.scatter(*x[-1].T, s=marker_size(x.shape[1]), color=GREY, alpha=0.35, linewidths=0, zorder=0.5)
-            ax.scatter(*few[0].T, s=14, facecolors="white", edgecolors=colours, linewidths=0.9, zorder=3)
-            ax.scatter(*few[-1].T, s=14, color=colours, edgecolors="white", linewidths=0.5, zorder=4)
-            plane(ax, box)
-        else:
+        ax = new_axes(ax, f"{few.shape[1]} of {x.shape[1]} paths, t = {t[0]:.3g} → {t[-1]:.3g}")
+        if few.shape[2] == 1:
+            over = np.stack([np.broadcast_to(t[:, None], few.shape[:2]), few[..., 0]], -1)
+            look = {"colors": _colours(few.shape[1]), "linewidths": 1.0, "alpha": 0.8, **kwargs}
+            ax.add_collection(LineCollection(list(over.swapaxes(0, 1)), **look))
             over_time(ax, t, box)
+        else:
+            _in_the_plane(ax, few, x[-1], kwargs)
+            plane(ax, box)
     return ax
+
+
+def _in_the_plane(ax: Axes, few: np.ndarray, ends: np.ndarray, kwargs: dict[str, Any]) -> None:
+    from matplotlib.collections import LineCollection
+    from matplotlib.colors import to_rgba_array
+
+    steps, n = few.shape[0] - 1, few.shape[1]
+    colours = _colours(n)
+    segments = np.stack([few[:-1], few[1:]], 2).swapaxes(0, 1).reshape(-1, 2, 2)  # path by path
+    # Lines come out of the dark: what an SDE does early on would else hide where it ends.
+    inks = to_rgba_array(colours).repeat(steps, 0)
+    inks[:, 3] = np.tile(np.linspace(0.12, 0.9, steps), n)
+    ax.add_collection(LineCollection(list(segments), **{"colors": inks, "linewidths": 0.9, **kwargs}))
+    ax.scatter(*ends.T, s=marker_size(len(ends)), color=GREY, alpha=0.35, linewidths=0, zorder=0.5)
+    ax.scatter(*few[0].T, s=16, facecolors="white", edgecolors=colours, linewidths=1.0, zorder=3)
+    ax.scatter(*few[-1].T, s=22, color=colours, edgecolors="white", linewidths=0.6, zorder=4)
+
+
+def _colours(n: int) -> list[str]:
+    return [COLOURS[k % 7] for k in range(n)]
 
 
 def compare_paths(
     trajectories: Mapping[str, Trajectory],
-    n: int = 30,
+    n: int = 15,
     axes: Sequence[Axes] | np.ndarray | None = None,
     limits: float | Sequence[float] | None = None,
     **kwargs: Any,
@@ -117,8 +134,7 @@ def compare_paths(
         for ax, (name, run) in zip(row, runs.items(), strict=True):
             paths(run, n, ax=ax, limits=limits, **kwargs)
             ax.set_title(name)
-            if ax is not row[0]:
-                ax.set_ylabel("")
+            follows(ax, row[0])
     return figure
 
 
@@ -145,7 +161,7 @@ def snapshots(
         >>> [ax.get_title() for ax in snapshots(run, times=[1, 0]).axes]
         ['t = 1', 't = 0']
     """
-    from .points import scatter
+    from sde.plot.points import scatter
 
     t, x = states("trajectory", trajectory, 2)
     rows = pick(t, times)
@@ -157,8 +173,7 @@ def snapshots(
             box = (common_limits([x[k]]) if wide else whole) if limits is None else as_limits("limits", limits)
             scatter(torch.as_tensor(x[k]), ax=ax, limits=box, **kwargs)
             ax.set_title(time_title(t[k]))
-            if ax is not row[0]:
-                ax.set_ylabel("")
+            follows(ax, row[0])
     return figure
 
 

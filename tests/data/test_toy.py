@@ -148,5 +148,12 @@ def test_bad_lengths_arms_and_generators_are_refused_by_name():
         data.circles(10, factor=math.nan)
     with pytest.raises(ValueError, match=r"arms must be at least 2, got 1"):
         data.pinwheel(10, arms=1)
-    with pytest.raises(TypeError, match=r"generator must be one torch.Generator or None, got list"):
-        data.moons(10, generator=[seeded(), seeded()])
+
+
+@pytest.mark.parametrize("make", SETS)
+def test_a_generator_for_each_point_makes_it_independent_of_its_batch(make):
+    batch = make(5, generator=[seeded(k) for k in range(5)])
+    alone = make(2, generator=[seeded(3), seeded(1)])
+    torch.testing.assert_close(alone.x, batch.x[[3, 1]])
+    with pytest.raises(ValueError, match=r"generator holds 2 generators for a batch of 5"):
+        make(5, generator=[seeded(0), seeded(1)])
