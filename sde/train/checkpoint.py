@@ -26,7 +26,7 @@ from sde.train.manifest import CheckpointError, describe, rebuild
 
 FORMAT = 1
 
-BESIDE = ("raw/", "optimizer/", "generator/")
+BESIDE = ("raw/", "optimizer/", "generator/", "run/")
 """Names of tensors that belong to a training run and not to the model."""
 
 

@@ -13,11 +13,12 @@ and the learning rate rises linearly over `warmup` steps and falls to zero as ha
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,9 +26,13 @@ import torch
 from torch import Tensor
 
 from sde.score import ScoreModel
-from sde.train import checkpoint as files
+from sde.train import inputs
+from sde.train.checkpoint import writable
 from sde.train.couple import Coupling
+from sde.train.interrupt import deferred
 from sde.train.loss import Rows, Weight, regression, rows, shaped, unit
+from sde.train.manifest import describe
+from sde.train.resume import restore, save
 from sde.train.times import Times, TimeTable, default_times
 
 CHUNK = 32
@@ -65,7 +70,7 @@ class Step(NamedTuple):
     lr: float
 
 
-class _Run:
+class Run:
     """The state of a training run: everything that a resumed one needs to go on with the same bits."""
 
     def __init__(
@@ -86,11 +91,12 @@ class _Run:
     ) -> None:
         self.model, self.cond, self.steps, self.batch = model, dict(cond), steps, batch
         self.lr, self.warmup, self.decay, self.weight, self.coupling = lr, warmup, ema, weight, coupling
-        self.z = (data - model.mean.to(data)).contiguous()
+        self.z = (data - model.mean.to(data)).to(model.placement()[1]).contiguous()
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = optimizer or torch.optim.Adam(self.parameters, lr=lr, fused=self._fused())
         self.ema = [p.detach().clone() for p in self.parameters]
         self.generator, self.step = generator, 0
+        self.losses: list[Tensor] = []  # since the last entry of the history
         self.table = TimeTable(times, model.sde, model.scale, data.device)
         probe = weight(model.levels(self.table.at(torch.linspace(0, 1, 9, dtype=torch.float64))), model.scale)
         self.weighted = not bool(torch.allclose(probe, torch.ones_like(probe)))
@@ -146,87 +152,16 @@ class _Run:
                     torch._foreach_lerp_(self.ema, values, 1 - d)  # pyright: ignore[reportPrivateImportUsage]
                 yield Step(self.step, loss.detach(), lr)
 
+    def finite(self) -> bool:
+        """Whether every weight is a number."""
+        return all(bool(torch.isfinite(p).all()) for p in self.parameters)
+
     def finish(self) -> None:
         """Leave the averaged weights in the model."""
         if self.decay and self.step:
             with torch.no_grad():
                 for p, e in zip(self.parameters, self.ema, strict=True):
                     p.copy_(e)
-
-    def save(self, path: Path, history: History) -> None:
-        """Everything to one file; `sde.load` reads the averaged model from it."""
-        tensors = {k: v.clone() for k, v in self.model.state_dict().items()}
-        named = [k for k, p in self.model.named_parameters() if p.requires_grad]
-        for name, raw, mean in zip(named, self.parameters, self.ema, strict=True):
-            tensors[name], tensors[f"raw/{name}"] = (mean if self.decay else raw), raw
-        state = self.optimizer.state_dict()["state"]
-        for i, slots in state.items():
-            tensors |= {f"optimizer/{i}/{k}": torch.as_tensor(v) for k, v in slots.items()}
-        tensors |= {"generator/now": self.generator.get_state(), "generator/chunk": self.chunk_state}
-        run = {"step": self.step, "steps": self.steps, "batch": self.batch, "history": asdict(history)}
-        files.write(path, {"model": files.describe(self.model), "run": run}, tensors)
-
-    def restore(self, path: Path) -> History:
-        """Go on where the file's run stood."""
-        manifest, tensors = files.read(path)
-        run = manifest.get("run")
-        if run is None:
-            raise files.CheckpointError(
-                f"{path} holds a model and no training run: load it with sde.load, or pass resume=False"
-            )
-        if manifest["model"] != files.describe(self.model):
-            raise files.CheckpointError(
-                f"{path} was trained as another model: pass resume=False, or another checkpoint path"
-            )
-        for key, own in {"steps": self.steps, "batch": self.batch}.items():
-            if run[key] != own:
-                raise files.CheckpointError(
-                    f"{path} was trained with {key}={run[key]}, now {key}={own}: pass {key}={run[key]}"
-                )
-        named = [k for k, p in self.model.named_parameters() if p.requires_grad]
-        with torch.no_grad():
-            for name, p, mean in zip(named, self.parameters, self.ema, strict=True):
-                p.copy_(tensors[f"raw/{name}"])
-                mean.copy_(tensors[name])
-        slots: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            if key.startswith("optimizer/"):
-                _, i, slot = key.split("/")
-                slots.setdefault(int(i), {})[slot] = value
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": slots})
-        self.generator.set_state(tensors["generator/now"])
-        self.chunk_state, self.step = tensors["generator/chunk"], run["step"]
-        return History(**run["history"])
-
-
-def _checked(model: ScoreModel, data: Tensor, cond: Mapping[str, Tensor], steps: int, batch: int) -> None:
-    if not isinstance(model, ScoreModel):
-        raise TypeError(f"model must be a ScoreModel, got {type(model).__name__}: train the model inside, then wrap it")
-    if not isinstance(data, Tensor) or not data.is_floating_point():
-        raise TypeError(
-            f"data must be a floating tensor (N, *D), got {getattr(data, 'dtype', type(data).__name__)}: use .float()"
-        )
-    if data.ndim < 2 or not len(data):
-        raise ValueError(f"data must be (N, *D) with N at least 1, got shape {tuple(data.shape)}")
-    if not bool(torch.isfinite(data).all()):
-        raise ValueError(f"data holds {int((~torch.isfinite(data)).sum())} values that are not finite: clean it first")
-    for name, value in {"steps": steps, "batch": batch}.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    for name, c in cond.items():
-        if len(c) != len(data):
-            raise ValueError(f"cond {name!r} has {len(c)} rows for {len(data)} data: one for each is needed")
-    device = model.placement()[0]
-    if device != data.device:
-        raise ValueError(f"data lies on {data.device}, the model on {device}: use data.to({str(device)!r})")
-    r = data - model.mean.to(data)
-    spread = float(r.square().mean().sqrt())
-    if not 1 / 3 < spread / model.scale < 3:
-        warnings.warn(
-            f"data lie {spread:.3g} from the model's mean in root mean square, its scale is {model.scale:.3g}: make it "
-            "with ScoreModel(..., mean=data.mean(0), scale=float(data.std()))",
-            stacklevel=3,
-        )
 
 
 def fit_steps(
@@ -245,7 +180,9 @@ def fit_steps(
     optimizer: torch.optim.Optimizer | None = None,
     generator: torch.Generator | None = None,
 ) -> Iterator[Step]:
-    """Training step by step; arguments as `fit`. The averaged weights are put into the model at the end.
+    """Training step by step; arguments as `fit`.
+
+    When the generator ends, or is left early and closed, the averaged weights are put into the model, in eval mode.
 
     Example:
         >>> import torch, sde
@@ -253,9 +190,17 @@ def fit_steps(
         >>> [s.step for s in sde.fit_steps(model, torch.randn(100, 2), steps=3, batch=16)]
         [1, 2, 3]
     """
-    run = _start(model, data, steps, cond, batch, lr, warmup, ema, weight, times, coupling, optimizer, generator)
-    yield from run
-    run.finish()
+    return _until_left(
+        _start(model, data, steps, cond, batch, lr, warmup, ema, weight, times, coupling, optimizer, generator)
+    )
+
+
+def _until_left(run: Run) -> Iterator[Step]:
+    try:
+        yield from run
+    finally:
+        run.finish()
+        run.model.eval()
 
 
 def _start(
@@ -272,17 +217,18 @@ def _start(
     coupling: Coupling | None,
     optimizer: torch.optim.Optimizer | None,
     generator: torch.Generator | None,
-) -> _Run:
+) -> Run:
     cond = cond or {}
-    _checked(model, data, cond, steps, batch)
-    if not 0 <= ema < 1:
-        raise ValueError(f"ema must lie in [0, 1), got {ema}: .999 averages over the last thousand steps, 0 is off")
+    inputs.check_numbers(steps, batch, warmup, lr, ema, generator)
+    inputs.check(model, data, cond, coupling)
+    inputs.warn_of_scale(model, data, stacklevel=3)
+    steps, batch = int(steps), int(batch)
     if generator is None:  # a generator of its own, seeded from the global one, so that a run can be resumed
         generator = torch.Generator(data.device).manual_seed(int(torch.randint(2**62, ())))
     model.coupled = coupling is not None
     model.train()
     times = times or default_times(model.sde)
-    return _Run(model, data, cond, steps, batch, lr, warmup, ema, weight, times, coupling, optimizer, generator)
+    return Run(model, data, cond, steps, batch, lr, warmup, ema, weight, times, coupling, optimizer, generator)
 
 
 def fit(
@@ -346,24 +292,27 @@ def fit(
         [10, 20]
     """
     run = _start(model, data, steps, cond, batch, lr, warmup, ema, weight, times, coupling, optimizer, generator)
-    path, history = Path(checkpoint) if checkpoint else None, History()
-    if path and resume and path.exists():
-        history = run.restore(path)
+    path, history = _place(checkpoint, model), History()
     try:
+        if path and resume and path.exists():
+            history = restore(run, path)
         _loop(run, history, every, callback, path, progress)
-    except KeyboardInterrupt:
-        if path and run.step:
-            run.save(path, history)
-            print(f"stopped at step {run.step} of {steps}: saved to {path}, the same call goes on from there")  # noqa: T201
-        raise
     finally:
         run.finish()
         model.eval()
     return history
 
 
+def _place(checkpoint: str | Path | None, model: ScoreModel) -> Path | None:
+    """Where to keep the run, and that it can be kept: better refused now than after the first hundred steps."""
+    if checkpoint is None:
+        return None
+    describe(model)
+    return writable(checkpoint)
+
+
 def _loop(
-    run: _Run,
+    run: Run,
     history: History,
     every: int,
     callback: Callable[[Step], Any] | None,
@@ -373,23 +322,40 @@ def _loop(
     from tqdm.auto import tqdm
 
     began = time.monotonic() - (history.seconds[-1] if history.seconds else 0.0)
-    with tqdm(total=run.steps, initial=run.step, desc="training", unit="step", disable=not progress) as bar:
-        losses = []
-        for now in run:
+    bar = tqdm(total=run.steps, initial=run.step, desc="training", unit="step", disable=not progress)
+    steps, losses = iter(run), run.losses
+    with bar, deferred() as check, _kept(run, history, path, steps):
+        for now in steps:
             losses.append(now.loss)
+            check()
             if now.step % every and now.step != run.steps:
                 continue
             mean = float(torch.stack(losses).mean())
-            bar.update(len(losses))
+            bar.update(now.step - bar.n)
             bar.set_postfix(loss=f"{mean:.4f}")
             losses.clear()
-            if not math.isfinite(mean):
+            if not (math.isfinite(mean) and run.finite()):
                 raise FloatingPointError(
-                    f"loss is {mean} at step {now.step}: lower lr={run.lr:g}, or standardise the data"
-                    + (f"; the last good checkpoint is {path}" if path else "")
+                    f"loss is {mean} at step {now.step}, or a weight is: lower lr={run.lr:g}, or standardise the data"
+                    + (f"; the last good checkpoint is {path}" if path and path.exists() else "")
                 )
             history.add(now.step, mean, now.lr, time.monotonic() - began)
             if path:
-                run.save(path, history)
+                save(run, path, history)
             if callback:
                 callback(now)
+
+
+@contextmanager
+def _kept(run: Run, history: History, path: Path | None, steps: Iterator[Step]) -> Iterator[None]:
+    """Save what is interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        # Inside a step (a second Ctrl-C) weights and generator belong to different steps: the last file is better.
+        whole = inspect.getgeneratorstate(steps) == inspect.GEN_SUSPENDED  # pyright: ignore[reportArgumentType]
+        if path and whole and run.finite():
+            save(run, path, history)
+        if path and path.exists():
+            print(f"stopped at step {run.step} of {run.steps}: the same call goes on from {path}")  # noqa: T201
+        raise
