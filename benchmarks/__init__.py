@@ -1,0 +1,1 @@
+"""Measurements of sde beside its peers, in one process: `python -m benchmarks`, or `make bench`."""

@@ -1,0 +1,56 @@
+"""`python -m benchmarks [overhead] [training] [--quick] [--out FOLDER]`: measure, print, write tables and pictures."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from benchmarks import overhead, overhead_report, pictures, training, training_report
+from benchmarks.peers import quiet
+
+
+def loops(out: Path, quick: bool) -> str:
+    with quiet():  # some loops draw progress bars
+        result = overhead.measure(rounds=3, at_least=1e-3) if quick else overhead.measure()
+    pictures.loops(result, out / "overhead.png")
+    return overhead_report.report(result)
+
+
+def fits(out: Path, quick: bool) -> str:
+    small = {"steps": 100, "rounds": 3, "seeds": 1, "ladder": training.rungs(150, 1000, 1.6), "samples": 4000}
+    result = training.measure(**small) if quick else training.measure()
+    pictures.fits(result, out / "training.png")
+    return training_report.report(result)
+
+
+BENCHMARKS: dict[str, Callable[[Path, bool], str]] = {"overhead": loops, "training": fits}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("which", nargs="*", help=f"of {', '.join(BENCHMARKS)}; all if none is named")
+    parser.add_argument("--quick", action="store_true", help="a minute instead of many: to see that everything runs")
+    parser.add_argument(
+        "--out", type=Path, help="where tables and pictures go; benchmarks/results, or out/benchmarks if quick"
+    )
+    given = parser.parse_args(arguments)
+    unknown = sorted(set(given.which) - set(BENCHMARKS))
+    if unknown:
+        parser.error(f"no benchmark is called {unknown[0]!r}: choose from {', '.join(BENCHMARKS)}")
+    out = given.out or (Path("out/benchmarks") if given.quick else Path(__file__).parent / "results")
+    out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    for name in given.which or BENCHMARKS:
+        began = time.monotonic()
+        print(f"{name}: measuring ...", flush=True)
+        page = BENCHMARKS[name](out, given.quick)
+        (out / f"{name}.md").write_text(page, encoding="utf-8")
+        print(f"\n{page}\n{name}: {time.monotonic() - began:.0f} s, written to {out / name}.md and .png\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""The pictures: ratios on a logarithmic axis, ours in orange, peers in blue, the floor as a line."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from benchmarks import overhead, training
+from benchmarks.training_report import is_ours
+
+# Okabe and Ito (2008).
+ORANGE, BLUE, GREY = "#E69F00", "#0072B2", "#8A8A8A"
+LINES = ("#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#000000")
+
+
+def loops(result: overhead.Result, path: Path) -> None:
+    """Overhead relative to the bare loop: a panel for each rule that has a floor, at the longest runs."""
+    plt = _pyplot()
+    size = result.sizes[-1]
+    members = {g: result.of(size, group=g) for g in overhead.GROUPS if result.of(size, group=g, library=overhead.BARE)}
+    worst = max(pairs[-1][0] / _floor(pairs) for pairs in members.values())
+    columns = [list(members)[:2], list(members)[2:]]
+    figure = plt.figure(
+        figsize=(13, 0.19 * max(sum(len(members[g]) + 3 for g in c) for c in columns) + 0.6), layout="constrained"
+    )
+    for part, groups in zip(figure.subfigures(1, 2), columns, strict=True):
+        axes = part.subplots(len(groups), 1, height_ratios=[len(members[g]) for g in groups], squeeze=False)[:, 0]
+        for ax, group in zip(axes, groups, strict=True):
+            _bars(ax, members[group], worst)
+            ax.set_title(f"{group} (bare loop {_floor(members[group]):.1f} µs)", fontsize=9, loc="left")
+        axes[-1].set_xlabel("CPU time per evaluation ÷ bare loop", fontsize=9)
+        _legend(axes[0])
+    figure.suptitle(f"Overhead of the loop, {size} evaluations of a network that costs nothing", fontsize=11)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _floor(pairs: list[tuple[float, overhead.Candidate]]) -> float:
+    return next(t for t, c in pairs if c.library == overhead.BARE)
+
+
+def _bars(ax: Any, pairs: list[tuple[float, overhead.Candidate]], worst: float) -> None:
+    shown = [(t / _floor(pairs), c) for t, c in pairs if c.library != overhead.BARE]
+    colours = [ORANGE if c.library == overhead.OURS else BLUE for _, c in shown]
+    ax.barh(range(len(shown)), [ratio for ratio, _ in shown], color=colours, height=0.72)
+    for i, (ratio, _) in enumerate(shown):
+        ax.text(ratio * 1.03, i, f"{ratio:.1f}", va="center", fontsize=7)
+    ax.axvline(1, color=GREY, linewidth=1)
+    ax.set_yticks(range(len(shown)), [f"{c.library}: {c.what}" for _, c in shown], fontsize=7)
+    ax.invert_yaxis()
+    ax.set_xscale("log")
+    ticks = [t for t in (1, 2, 5, 10, 20, 50, 100, 200) if t <= worst]
+    ax.set_xlim(0.9, 1.6 * worst)
+    ax.set_xticks(ticks, [str(t) for t in ticks], fontsize=8)
+    ax.set_xticks([], minor=True)
+
+
+def fits(result: training.Result, path: Path) -> None:
+    """Left: steps a second relative to the bare fused loop. Right: sliced W2 against CPU seconds."""
+    plt = _pyplot()
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.2), layout="constrained", width_ratios=[1, 1.25])
+    order = sorted(result.rates, key=result.rates.get)
+    ratios = [result.rates[name] / result.rates[training.FUSED] for name in order]
+    shades = [ORANGE if is_ours(n) else GREY if n in (training.BARE, training.FUSED) else BLUE for n in order]
+    left.barh(range(len(order)), ratios, color=shades, height=0.72)
+    for i, ratio in enumerate(ratios):
+        left.text(ratio + 0.01, i, f"{ratio:.2f}", va="center", fontsize=8)
+    left.axvline(0.95, color=GREY, linewidth=1, linestyle="--")
+    left.set_yticks(range(len(order)), order, fontsize=8)
+    left.set_xlabel("steps a CPU second ÷ bare fused loop (dashed: .95)")
+    left.set_xlim(0, 1.15 * max(ratios))
+    left.set_title("Speed of training", fontsize=10)
+    colours = iter(LINES * 3)
+    for name, rungs in result.errors.items():
+        seconds = [budget / result.rates[name] for budget in result.ladder[: len(rungs)]]
+        mine = is_ours(name)
+        style = {"color": ORANGE, "linewidth": 2, "zorder": 3} if mine else {"color": next(colours), "linewidth": 1.2}
+        if name == training.FUSED:
+            style["color"] = GREY
+        dash = ["-", "--", ":"][[n for n in result.errors if is_ours(n)].index(name) % 3] if mine else "-"
+        medians = [statistics.median(rung) for rung in rungs]
+        right.plot(seconds, medians, dash, label=name, marker="o", markersize=2.5, **style)
+    for goal in result.goals:
+        right.axhline(goal, color=GREY, linewidth=0.8, linestyle="--")
+    right.set_xscale("log")
+    right.set_yscale("log")
+    right.set_xlabel("CPU seconds of training")
+    right.set_ylabel("sliced W2 to the data")
+    right.set_yticks([0.05, 0.1, 0.2, 0.5], [".05", ".1", ".2", ".5"])
+    right.set_yticks([], minor=True)
+    right.xaxis.set_major_formatter("{x:g}")
+    right.set_title(f"Quality against time (two draws of the data: {result.floor})", fontsize=10)
+    right.legend(fontsize=7, frameon=False)
+    figure.suptitle("Training a network 3 → 128 × 3 → 2 on eight modes, batch 256, one thread", fontsize=11)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _legend(ax: Any) -> None:
+    from matplotlib.patches import Patch
+
+    ax.legend(
+        handles=[Patch(color=ORANGE, label="sde"), Patch(color=BLUE, label="peers")], fontsize=8, frameon=False,
+        loc="upper right",
+    )  # fmt: skip
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"axes.spines.right": False, "axes.spines.top": False, "axes.axisbelow": True})
+    return plt
