@@ -1,8 +1,9 @@
 r"""Score models: what a network and a forward SDE make together.
 
 A model answers model(x, t) with a `Point`: its estimate of the endpoints of x, from which score, velocity, x0 and eps
-follow. A `ScoreModel` makes it from a network's raw output F = net(c_in u, c) by the parameterisation (`sde.score.param`);
-an exact target makes it in closed form (`sde.score.exact`); guidance makes it from other models. Solvers cannot tell.
+follow. A `ScoreModel` makes it from a network's raw output F = net(c_in u, c) by the parameterisation
+(`sde.score.param`); an exact target makes it in closed form (`sde.score.exact`); guidance makes it from other models.
+Solvers cannot tell.
 """
 
 from __future__ import annotations
@@ -168,7 +169,14 @@ class ScoreModel(Model):
         self.net, self.sde, self.param, self.scale, self.coupled = net, sde, param, float(scale), coupled
         self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.get_default_dtype()).clone())
         if not bool(torch.isfinite(self.mean).all()):
-            raise ValueError(f"mean must be finite, got {self.mean}: pass the data's mean, a number or one sample's shape")
+            raise ValueError(
+                f"mean must be finite, got {self.mean}: pass the data's mean, a number or one sample's shape"
+            )
+        self.centred = not bool(self.mean.any())
+        self.register_load_state_dict_post_hook(ScoreModel._recentre)
+
+    def _recentre(self, _: Any) -> None:
+        """A loaded mean may be another than the one the model was made with."""
         self.centred = not bool(self.mean.any())
 
     def levels(self, t: Tensor) -> Levels:
@@ -191,7 +199,9 @@ class ScoreModel(Model):
         u = y if shift is None else y - (alpha * shift).to(y.dtype)
         raw = self.net(scaled(c_in, u), clock, **cond)
         if raw.shape != y.shape:
-            raise ValueError(f"net returned shape {tuple(raw.shape)} for x of shape {tuple(y.shape)}: return one like x")
+            raise ValueError(
+                f"net returned shape {tuple(raw.shape)} for x of shape {tuple(y.shape)}: return one like x"
+            )
         if scalar:
             return Point.of(self.sde, x, t, u, raw, pairs, shift, self.coupled)
         x0 = lincomb(pairs[0], u, pairs[1], raw)

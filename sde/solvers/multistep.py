@@ -1,13 +1,15 @@
 r"""Multistep solvers: one evaluation a step, the slopes of earlier steps remembered.
 
 With the data's mean m and scale s, r = hypot(alpha s, sigma) and the angle theta = atan(sigma / (alpha s)), the state
-y = (x - alpha m) / r turns from noise (theta = pi/2) to data (theta = 0), and with z = x0 - m the probability flow is exactly
+y = (x - alpha m) / r turns from noise (theta = pi/2) to data (theta = 0), and with z = x0 - m the probability flow is
+exactly
 
     dy / dtheta = -F,        F = (sigma z / s - alpha s eps) / r,
 
-for every scalar schedule. F is what a network of the `edm` parameterisation puts out: of unit size at every noise level, and 0
-for Gaussian data of covariance s^2. Nothing stiff is left, so that an explicit rule of high order takes long steps. The
-Adams–Bashforth rule of order k integrates the polynomial through the last k slopes over the step, on whatever grid it is given:
+for every scalar schedule. F is what a network of the `edm` parameterisation puts out: of unit size at every noise
+level, and 0 for Gaussian data of covariance s^2. Nothing stiff is left, so that an explicit rule of high order takes
+long steps. The Adams–Bashforth rule of order k integrates the polynomial through the last k slopes over the step, on
+whatever grid it is given:
 
     y_{i+1} = y_i - sum_j w_j F_{i-j},        sum_j w_j (theta_{i-j} - theta_i)^n = h^{n+1} / (n + 1),   n < k.
 """
@@ -45,15 +47,15 @@ def adams_bashforth_weights(nodes: Tensor, end: Tensor) -> Tensor:
 class AdamsBashforth(Solver):
     """Adams–Bashforth in the angle between data and noise: `sample`'s default.
 
-    The first steps use what slopes there are, so that the observed order on ever finer grids is 2 for every k >= 2 (the first
-    step is Euler's), while at practical step counts the error falls as for order k.
+    The first steps use what slopes there are, so that the observed order on ever finer grids is 2 for every k >= 2 (the
+    first step is Euler's), while at practical step counts the error falls as for order k.
 
     Args:
         order: k, from 1 to 8.
 
     References:
-        Adams & Bashforth (1883); in exponential form for diffusion models Zhang & Chen (2023), 2204.13902 (DEIS), and Lu et al.
-        (2022), 2211.01095 (DPM-Solver++); the angle as time: Salimans & Ho (2022), 2202.00512, appendix D, for DDIM.
+        Adams & Bashforth (1883); in exponential form for diffusion models Zhang & Chen (2023), 2204.13902 (DEIS), and
+        Lu et al. (2022), 2211.01095 (DPM-Solver++); the angle: Salimans & Ho (2022), 2202.00512, appendix D, for DDIM.
 
     Example:
         >>> import torch, sde
