@@ -119,7 +119,7 @@ def _scene(
         if titled:
             ax.set_title(name, pad=18)
         zoom = limits is None
-        movers.append(_panel(ax, run, n, box, zoom, {"color": COLOURS[k % 6], **kwargs}))
+        movers.append(_panel(ax, run, n, box, zoom, COLOURS[k % 6], kwargs))
 
     def draw(k: int) -> list[Artist]:
         share = k / max(count - 1, 1)
@@ -131,7 +131,9 @@ def _scene(
 Move = Callable[[float], "list[Artist]"]
 
 
-def _panel(ax: Axes, run: Trajectory, n: int, box: Limits | None, zoom: bool, look: dict[str, Any]) -> Move:
+def _panel(
+    ax: Axes, run: Trajectory, n: int, box: Limits | None, zoom: bool, colour: str, look: dict[str, Any]
+) -> Move:
     """One panel's moving parts; `move(share)` puts them where the run was at that share of its states."""
     t = to_numpy(run.t)
     clock = ax.text(0.5, 1.02, "", transform=ax.transAxes, ha="center", va="bottom", fontsize=9, animated=True)
@@ -140,7 +142,7 @@ def _panel(ax: Axes, run: Trajectory, n: int, box: Limits | None, zoom: bool, lo
     elif run.x.shape[2] == 1:
         parts = _lines(ax, t, to_numpy(run.x)[:, : max(1, n // 30), 0], box, look)
     else:
-        parts = _cloud(ax, to_numpy(run.x)[:, :n], box, zoom, look)
+        parts = _cloud(ax, to_numpy(run.x)[:, :n], box, zoom, {"color": colour, **look})
 
     def move(share: float) -> list[Artist]:
         k = round(share * (len(t) - 1))
@@ -170,8 +172,8 @@ def _cloud(ax: Axes, x: np.ndarray, box: Limits, zoom: bool, look: dict[str, Any
 
 
 def _lines(ax: Axes, t: np.ndarray, x: np.ndarray, box: Limits, look: dict[str, Any]) -> Parts:
-    look = {"linewidth": 0.9, "alpha": 0.7, **look}
-    lines = ax.plot(t[:1], x[:1], animated=True, **look)
+    look = {"linewidth": 1.0, "alpha": 0.8, **look}
+    lines = ax.plot(t[:1], x[:1], animated=True, **look)  # coloured in turn
     over_time(ax, t, box)
 
     def parts(k: int) -> tuple[list[Artist], str]:
@@ -189,7 +191,6 @@ def _images(ax: Axes, run: Trajectory, n: int, look: dict[str, Any]) -> Parts:
             f"trajectories must all be points (N, B, 1 or 2) or all images (N, B, channels, height, width), got "
             f"{tuple(few.shape)}: pick what to show with trajectory.map(fn)"
         )
-    look.pop("color")
     side = int(np.ceil(np.sqrt(few.shape[1])))
 
     def frame(k: int) -> np.ndarray:

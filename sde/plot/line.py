@@ -31,7 +31,7 @@ from sde.plot.style import (
     time_title,
     to_numpy,
 )
-from sde.plot.trajectories import over_time, paths
+from sde.plot.trajectories import over_time, paths, wants_log
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -96,7 +96,7 @@ def space_time(
     n: int = 6,
     ax: Axes | None = None,
     bounds: float | Sequence[float] | None = None,
-    log_time: bool = False,
+    log_time: bool | None = None,
     device: torch.device | str = "cpu",
     **kwargs: Any,
 ) -> Axes:
@@ -111,7 +111,8 @@ def space_time(
         n: how many paths.
         ax: axes to draw on; the end densities are put outside, to the left and right.
         bounds: a radius, or (bottom, top) for x.
-        log_time: a logarithmic time axis, for SDEs whose time is the noise itself; needs t > 0.
+        log_time: a logarithmic time axis; needs t > 0. By default where most of the run's steps lie in the last tenth
+            of its time, as with SDEs whose time is the noise itself.
         device: where to evaluate `log_prob`.
         **kwargs: for matplotlib's `pcolormesh`.
 
@@ -126,6 +127,7 @@ def space_time(
         't'
     """
     t, x = states("trajectory", trajectory, 1)
+    log_time = wants_log(t) if log_time is None else log_time
     if log_time and t.min() <= 0:
         raise ValueError(f"log_time needs times above 0, got {t.min():.3g}: pass log_time=False")
     box = _bounds_of_x(bounds, t, x)
@@ -135,9 +137,8 @@ def space_time(
         _shade(ax, t, x, at, log_prob, log_time, device, kwargs)
         look = {"colors": INKS, "linewidths": 1.0, "alpha": 0.9}
         paths(trajectory, n, ax=ax, limits=box, **look) if n else over_time(ax, t, box)
-        if log_time:
-            ax.set_xscale("log")
-            ax.set_xlim(t[0], t[-1])
+        ax.set_xscale("log" if log_time else "linear")
+        ax.set_xlim(t[0], t[-1])
         for left, k in ((True, 0), (False, -1)):
             exact = None if log_prob is None else _density(log_prob, at, t[k], device)
             _end_density(ax, left, x[k, :, 0], at, exact, time_title(t[k]))
@@ -178,7 +179,7 @@ def _end_density(ax: Axes, left: bool, x: np.ndarray, at: np.ndarray, exact: np.
         side.hist(x, bins=80, range=(at[0], at[-1]), **look)
     if exact is not None:
         side.plot(exact, at, color=BLACK, linewidth=1)
-    widest = max(side.get_xlim())
+    widest = 1.08 * max(side.get_xlim())
     side.set(xticks=[], xlim=(widest, 0) if left else (0, widest))
     side.set_title(title, fontsize=9)
     side.spines[["bottom", "right"]].set_visible(False)

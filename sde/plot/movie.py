@@ -122,7 +122,7 @@ def _indexed(pictures: list[np.ndarray]) -> list[Any]:
     from PIL import Image
 
     some = np.concatenate([pictures[k] for k in sorted({0, len(pictures) // 2, len(pictures) - 1})])
-    palette = Image.fromarray(some).quantize(32, dither=Image.Dither.NONE)
+    palette = Image.fromarray(some).quantize(64, dither=Image.Dither.NONE)
     colours = np.array(palette.getpalette()).reshape(-1, 3)
     colours[colours.min(1) > 245] = 255  # the paper is white, not the mean of nearly white
     palette.putpalette(colours.ravel().tolist())

@@ -46,3 +46,14 @@ def test_wrong_samples_are_refused_by_name(metric):
     ]:
         with pytest.raises(error, match=message):
             metric(a, bad)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("metric", METRICS)
+def test_the_device_is_kept(metric):
+    a, b = torch.randn(40, 3), torch.randn(30, 3)
+    value = call(metric, a.cuda(), b.cuda())
+    assert value.device.type == "cuda"
+    torch.testing.assert_close(value.cpu(), call(metric, a, b))
+    with pytest.raises(ValueError, match=r"one device, got cuda:0 and cpu: pass b.to\(a.device\)"):
+        metric(a.cuda(), b)

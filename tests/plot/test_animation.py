@@ -52,6 +52,7 @@ def test_lines_grow_and_images_appear(run):
     assert len(lines) == 3
     np.testing.assert_allclose(lines[2].get_ydata(), r.x[:8, 2, 0], rtol=1e-5)
     assert clock.get_text() == "t = 0.65"
+    assert [line.get_color() for line in lines] == list(plot.COLOURS[:3])
 
     pictures = run((4, 1, 3, 3))
     image, _ = moved(plot.animate({"digits": pictures}), 20)

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from sde import plot
 
@@ -88,6 +89,10 @@ def test_logarithmic_time_for_time_that_is_the_noise(run):
     ax = plot.space_time(r, exact, log_time=True)
     assert ax.get_xscale() == "log"
     assert ax.get_xlim() == pytest.approx((1.0, 0.01))
+    assert plot.space_time(r, exact).get_xscale() == "linear"
+    r.t = torch.logspace(0, -2, 21)
+    assert plot.space_time(r, exact).get_xscale() == plot.paths(r).get_xscale() == "log"
+    assert plot.space_time(r, exact, log_time=False).get_xscale() == "linear"
     with pytest.raises(ValueError, match="log_time needs times above 0, got 0"):
         plot.space_time(run((500, 1)), exact, log_time=True)
 
