@@ -70,6 +70,9 @@ from sde.solvers import (
 )  # fmt: skip
 from sde.train import History, fit, fit_steps, load, save
 
+if TYPE_CHECKING:
+    from sde import checks, data, metrics, plot
+
 __version__ = "0.1.0"
 
 __all__ = [
