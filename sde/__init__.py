@@ -11,6 +11,11 @@ Example:
     torch.Size([100, 1])
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from sde import nets, random, train
 from sde.forward import (
     CLD,
@@ -91,5 +96,16 @@ __all__ = [
     # noise
     "Noise", "WhiteNoise", "BrownianPath",
     # rooms
-    "nets", "train", "random",
+    "nets", "train", "data", "metrics", "plot", "checks", "random",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """The rooms that `import sde` leaves out to stay quick, imported when they are first used."""
+    if name in ("checks", "data", "metrics", "plot"):
+        return importlib.import_module(f"sde.{name}")
+    raise AttributeError(f"module 'sde' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
