@@ -75,6 +75,8 @@ def _draw(
     device: torch.device | str | None,
 ) -> Tensor:
     dtype = dtype or torch.get_default_dtype()
+    if not dtype.is_floating_point:
+        raise TypeError(f"dtype must be floating for random numbers, got {dtype}: use x.float()")
     if generator is None:
         z = sampler(tuple(shape), device=device, dtype=torch.float32)
     elif isinstance(generator, torch.Generator):
@@ -82,7 +84,8 @@ def _draw(
     else:
         if len(generator) != shape[0]:
             raise ValueError(
-                f"generator holds {len(generator)} generators for a batch of {shape[0]}: pass one for each sample, or a single one"
+                f"generator holds {len(generator)} generators for a batch of {shape[0]}: "
+                "pass one for each sample, or a single one"
             )
         z = torch.stack(
             [sampler(tuple(shape[1:]), generator=g, device=g.device, dtype=torch.float32) for g in generator]
@@ -162,11 +165,13 @@ class BrownianPath(Noise):
 
     def increment(self, x: Tensor, t: float, s: float) -> Tensor:
         """W(s) - W(t) of the remembered path."""
-        if self._values and self._values[0].shape != x.shape:
-            raise ValueError(
-                f"x has shape {tuple(x.shape)} but this path was drawn for {tuple(self._values[0].shape)}: "
-                "make a BrownianPath for each batch"
-            )
+        if self._values:
+            own = self._values[0]
+            if (own.shape, own.dtype, own.device) != (x.shape, x.dtype, x.device):
+                raise ValueError(
+                    f"x has shape {tuple(x.shape)} ({x.dtype}, {x.device}) but this path was drawn for "
+                    f"{tuple(own.shape)} ({own.dtype}, {own.device}): make a BrownianPath for each batch"
+                )
         w_t = self._at(x, float(t))
         return self._at(x, float(s)) - w_t
 

@@ -82,6 +82,17 @@ class ForwardSDE(SDE):
     t_max: float
     tabulates = True
 
+    def check_time(self, t: float | Tensor) -> None:
+        """Raise ValueError unless 0 <= t <= t_max; times on a GPU pass unseen, as a look would halt it."""
+        u = t if isinstance(t, Tensor) else torch.tensor(float(t), dtype=torch.float64)
+        high = self.t_max * (1 + 1e-6)  # a float32 time may be rounded past t_max
+        seen = u.device.type == "cpu" and not torch.compiler.is_compiling()
+        if seen and not bool(((u >= 0) & (u <= high)).all()):
+            raise ValueError(
+                f"t must lie in [0, {self.t_max:g}] for {type(self).__name__}, got {float(u.min()):g} to "
+                f"{float(u.max()):g}: data are at t = 0, noise at t_max"
+            )
+
     @abstractmethod
     def mean(self, x0: Tensor, t: float | Tensor) -> Tensor:
         r"""A x0: from (B, \*D) to a state."""
@@ -142,7 +153,7 @@ class ForwardSDE(SDE):
 
     @abstractmethod
     def rates_of_statistic(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """alpha, sigma of the statistic and their time derivatives (0 where not defined) at a tensor of times."""
+        """alpha, sigma of the statistic and their time derivatives at a tensor of times."""
 
     @abstractmethod
     def statistic(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Coefficient, Coefficient]:
@@ -161,14 +172,23 @@ class ForwardSDE(SDE):
         return False
 
     def published(self, t: Tensor) -> tuple[Tensor, Tensor] | None:
-        """The coefficients (f, g), or (F, G), as the source prints them, independent of the moments; None if not stated."""
+        """(f, g), or (F, G), as the source prints them, independent of the moments; None if not stated."""
         return None
 
     # Derived from the actions above; never overridden.
 
     def at(self, x0: Tensor, t: float | Tensor, eps: Tensor) -> Point:
-        """Point at time t with the given endpoints."""
-        return Point(self, self.mean(x0, t) + self.color(eps, t), t, x0, eps)
+        r"""Point at time t with the given endpoints: x0 (B, \*D), eps shaped as the state.
+
+        Raises:
+            ValueError: If eps is not shaped as the state.
+        """
+        mean = self.mean(x0, t)
+        if eps.shape != mean.shape:
+            raise ValueError(
+                f"eps has shape {tuple(eps.shape)}, the state of x0 {tuple(mean.shape)}: pass randn_like(sde.state(x0))"
+            )
+        return Point(self, mean + self.color(eps, t), t, x0, eps)
 
     def perturb(self, x0: Tensor, t: float | Tensor, generator: Generator = None) -> Point:
         r"""Draw of x_t given x0, with its endpoints.
@@ -177,7 +197,16 @@ class ForwardSDE(SDE):
             x0: Data, (B, \*D), floating.
             t: Time in [0, t_max], () or (B,).
             generator: For eps.
+
+        Raises:
+            TypeError: If x0 is not floating.
+            ValueError: If x0 has no batch axis, or t is out of range or of another shape.
         """
+        if not x0.is_floating_point():
+            raise TypeError(f"x0 must be floating, got {x0.dtype}: use x0.float()")
+        if x0.ndim < 2:
+            raise ValueError(f"x0 must be (B, *D), got shape {tuple(x0.shape)}: use x0[:, None] for numbers")
+        self.check_time(t)
         return self.at(x0, t, randn_like(self.state(x0), generator))
 
     def prior(

@@ -20,6 +20,11 @@ from torch import Tensor
 from sde.forward.scalar import Rates, ScalarSDE
 
 
+def _like(made: float | Tensor, t: Tensor) -> Tensor:
+    """What f or g returned, a number perhaps, as a tensor shaped as the times."""
+    return torch.as_tensor(made, dtype=t.dtype, device=t.device).expand_as(t)
+
+
 @dataclass(frozen=True)
 class FromCoefficients(ScalarSDE):
     r"""SDE from its drift and diffusion: dx = f(t) x dt + g(t) dW, for those who think in f and g.
@@ -47,11 +52,18 @@ class FromCoefficients(ScalarSDE):
 
     panels = 256
 
+    def __post_init__(self) -> None:
+        for name, value in {"f": self.f, "g": self.g}.items():
+            if not callable(value):
+                raise TypeError(f"{name} must be a function of a tensor of times, got {value!r}: pass lambda t: ...")
+        if not (np.isfinite(self.t_max) and 0 <= self.t_min < self.t_max):
+            raise ValueError(f"t_min and t_max must satisfy 0 <= t_min < t_max, got {self.t_min} and {self.t_max}")
+
     def _quadrature(self, integrand: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:
         u, w = (torch.as_tensor(c, dtype=low.dtype, device=low.device) for c in np.polynomial.legendre.leggauss(8))
         half = (high - low).unsqueeze(-1) / 2
         nodes = low.unsqueeze(-1) + half * (1 + u)
-        return (half * w * torch.as_tensor(integrand(nodes)).expand_as(nodes)).sum(-1)
+        return (half * w * _like(integrand(nodes), nodes)).sum(-1)
 
     @cached_property
     def _edges(self) -> Tensor:
@@ -76,7 +88,7 @@ class FromCoefficients(ScalarSDE):
         return self._log_alphas.to(t)[i] + self._quadrature(self.f, start, t)
 
     def _unfaded(self, t: Tensor) -> Tensor:
-        return self.g(t) ** 2 * torch.exp(-2 * self._log_alpha(t))
+        return _like(self.g(t), t) ** 2 * torch.exp(-2 * self._log_alpha(t))
 
     def alpha(self, t: Tensor) -> Tensor:  # noqa: D102
         return torch.exp(self._log_alpha(t))
@@ -87,8 +99,8 @@ class FromCoefficients(ScalarSDE):
 
     def rates(self, t: Tensor) -> Rates:  # noqa: D102
         alpha, sigma = self.alpha(t), self.sigma(t)
-        f, g = torch.as_tensor(self.f(t)), torch.as_tensor(self.g(t))
+        f, g = self.published(t)
         return alpha, sigma, f * alpha, (g**2 + 2 * f * sigma**2) / (2 * sigma)
 
     def published(self, t: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
-        return torch.as_tensor(self.f(t)).expand_as(t), torch.as_tensor(self.g(t)).expand_as(t)
+        return _like(self.f(t), t), _like(self.g(t), t)

@@ -6,6 +6,7 @@ that a solver's path can be laid over the truth.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -51,8 +52,8 @@ class BrownianMotion(SDE):
 class GeometricBrownianMotion(SDE):
     """Geometric Brownian motion: dx = mu x dt + s x dW (Itô), noise in proportion to the state.
 
-    E x_t = x0 exp(mu t); log x_t is Brownian with drift mu - s^2 / 2. Euler–Maruyama has strong order 1/2 here; Heun and
-    RK4 refuse it, as they would converge to the Stratonovich solution.
+    E x_t = x0 exp(mu t); log x_t is Brownian with drift mu - s^2 / 2. Euler–Maruyama has strong order 1/2 here; Heun
+    and RK4 refuse it, as they would converge to the Stratonovich solution.
 
     Args:
         mu: Growth, per unit of time.
@@ -88,8 +89,8 @@ class GeometricBrownianMotion(SDE):
 class DoubleWell(SDE):
     """Overdamped motion between two wells: dx = -V'(x) dt + s dW, V(x) = h (x^2 - 1)^2.
 
-    The stationary density is proportional to exp(-2 V / s^2) in each coordinate; a path hops over the barrier of height h
-    about every exp(2 h / s^2) units of time (Kramers).
+    The stationary density is proportional to exp(-2 V / s^2) in each coordinate; a path hops over the barrier of height
+    h about every exp(2 h / s^2) units of time (Kramers).
 
     Args:
         h: Barrier height.
@@ -108,6 +109,13 @@ class DoubleWell(SDE):
     h: float = 1.0
     s: float = 0.7
 
+    def __post_init__(self) -> None:
+        for name, value in {"h": self.h, "s": self.s}.items():
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(
+                    f"{name} must be positive and finite, got {value}: without it there are no wells to hop"
+                )
+
     def drift(self, x: Tensor, t: float | Tensor) -> Tensor:  # noqa: D102
         return -4 * self.h * x * (x**2 - 1)
 
@@ -116,7 +124,8 @@ class DoubleWell(SDE):
 
     def stationary_log_prob(self, x: Tensor) -> Tensor:
         """Log of the stationary density of each coordinate, normalised by quadrature; shaped as x."""
-        grid = torch.linspace(-6, 6, 20001, dtype=torch.float64)
+        edge = math.sqrt(1 + self.s * math.sqrt(20 / self.h))  # where the density has fallen by exp(-40)
+        grid = torch.linspace(-edge, edge, 20001, dtype=torch.float64)
         log_density = -2 * self.h * (grid**2 - 1) ** 2 / self.s**2
         log_z = torch.logsumexp(log_density, 0) + torch.log(grid[1] - grid[0])
         return -2 * self.h * (x**2 - 1) ** 2 / self.s**2 - log_z.to(x)

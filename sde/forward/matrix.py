@@ -2,10 +2,10 @@ r"""Matrix SDEs: K channels to each coordinate, mixed by one linear system.
 
     dU = beta(t) F U dt + sqrt(beta(t)) G dW,    U_0 = embed x0 + noise of covariance cov0
 
-On the clock b(t), the integral of beta, the moments follow m' = F m and Sigma' = F Sigma + Sigma F' + G G', so that with
-Phi = exp(F b)
+On the clock b(t), the integral of beta, the moments follow m' = F m and Sigma' = F Sigma + Sigma F' + G G', so that
+with Phi = exp(F b)
 
-    A = Phi embed,      Sigma = Phi cov0 Phi' + Q(b),      exp([[F, G G'], [0, -F']] b) = [[Phi, Q Phi'^-1], [0, Phi'^-1]]
+    A = Phi embed,    Sigma = Phi cov0 Phi' + Q(b),    exp([[F, G G'], [0, -F']] b) = [[Phi, Q Phi'^-1], [0, Phi'^-1]]
 
 (Van Loan 1978). L is the Cholesky factor of Sigma. All that U says of x0 is the statistic x^ = r' U with
 r = tau^2 Sigma^-1 A, which is x0 plus noise of variance tau^2 = 1 / (A' Sigma^-1 A): a network sees this scalar pair
@@ -34,6 +34,13 @@ Matrix = Sequence[Sequence[float]]
 def act(m: Tensor, x: Tensor) -> Tensor:
     r"""Matrix (K, J) or (B, K, J) on the channels of x: (B, J, \*D) to (B, K, \*D)."""
     return (m.to(x) @ x.flatten(2)).reshape(x.shape[0], m.shape[-2], *x.shape[2:])
+
+
+def _check_clock(beta: float, t_min: float, t_max: float) -> None:
+    if not (math.isfinite(beta) and beta > 0):
+        raise ValueError(f"beta must be positive and finite, got {beta}: it is the speed of the clock")
+    if not (math.isfinite(t_max) and 0 <= t_min < t_max):
+        raise ValueError(f"t_min and t_max must satisfy 0 <= t_min < t_max, got {t_min} and {t_max}: data are at t = 0")
 
 
 class MatrixSDE(ForwardSDE):
@@ -74,9 +81,15 @@ class MatrixSDE(ForwardSDE):
         self.F, self.G, self.embed, self.cov0, self.beta = F, G, embed, cov0, beta
         self.t_min, self.t_max = t_min, t_max
         k = len(embed)
+        _check_clock(beta, t_min, t_max)
         for name, m in {"F": F, "G": G, "cov0": cov0}.items():
             if len(m) != k or any(len(row) != k for row in m):
                 raise ValueError(f"{name} must be {k} × {k}, as embed has {k} numbers, got {m}")
+        noise = torch.tensor(cov0, dtype=torch.float64)
+        if not (torch.allclose(noise, noise.T) and float(torch.linalg.eigvalsh(noise).min()) > -1e-12):
+            raise ValueError(
+                f"cov0 must be symmetric positive semi-definite, got {cov0}: 0 where a channel starts exactly"
+            )
 
     @property
     def channels(self) -> int:
@@ -91,10 +104,10 @@ class MatrixSDE(ForwardSDE):
         return self.beta * t
 
     def _van_loan(self, b: Tensor) -> tuple[Tensor, Tensor]:
-        """Phi and Q over an interval of length b on the clock: (\\*b, K, K) each."""
+        r"""Phi and Q over an interval of length b on the clock: (\*b, K, K) each."""
         k, f, g = self.channels, self._matrix(self.F, b), self._matrix(self.G, b)
         block = torch.cat([torch.cat([f, g @ g.T], 1), torch.cat([torch.zeros_like(f), -f.T], 1)])
-        # A lone matrix of norm .01 to .05 gets a Taylor series too short, wrong by 1e-12, where Q is as small: never alone.
+        # A lone matrix of norm .01 to .05 gets too short a Taylor series, wrong by 1e-12, and Q is as small: take two.
         lengths = torch.cat([b.reshape(-1), b.new_zeros(1)])
         e = torch.matrix_exp(block * lengths[:, None, None])[:-1].reshape(*b.shape, 2 * k, 2 * k)
         phi = e[..., :k, :k]
@@ -110,11 +123,11 @@ class MatrixSDE(ForwardSDE):
         a, cov = self.moments(t)
         try:
             chol = torch.linalg.cholesky(cov)
-        except torch.linalg.LinAlgError as error:
+        except RuntimeError as error:
             low = float(t.min())
             raise ValueError(
-                f"the covariance of {type(self).__name__} is not positive definite at t = {low:g}: give every channel noise, "
-                f"by G or cov0, and ask at t_min = {self.t_min:g} or later"
+                f"the covariance of {type(self).__name__} is not positive definite at t = {low:g}: give every channel "
+                f"noise, by G or cov0, and ask at t_min = {self.t_min:g} or later"
             ) from error
         inverse = torch.linalg.solve_triangular(chol, torch.eye(self.channels).to(cov).expand_as(cov), upper=False)
         w = (inverse @ a[..., None])[..., 0]  # L^-1 A
@@ -236,7 +249,8 @@ class MatrixSDE(ForwardSDE):
         tau = self.factors(x, t)[4]
         log_tau = torch.log(tau) if isinstance(tau, Tensor) else math.log(tau)
         normal = y[0].numel() * (self.channels - 1) * math.log(2 * math.pi) / 2
-        return -sum_event(eps**2) / 2 - self.logdet(t, x) + y[0].numel() * log_tau - normal
+        log_p = -sum_event(eps**2) / 2 - self.logdet(t, x) + y[0].numel() * log_tau - normal
+        return log_p.to(x.dtype)
 
 
 @dataclass(frozen=True)
@@ -247,12 +261,19 @@ class _Langevin(MatrixSDE):
     t_min: float = 1e-3
     t_max: float = 1.0
 
+    def __post_init__(self) -> None:
+        _check_clock(self.beta, self.t_min, self.t_max)
+        for name in ("mass", "gamma", "xi", "spread"):
+            value = getattr(self, name, 1.0)
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be positive and finite, got {value}: keep the default")
+
 
 @dataclass(frozen=True)
 class CLD(_Langevin):
     r"""Critically damped Langevin diffusion: position x and velocity v, noise enters through v alone.
 
-    dx = beta v / M dt,   dv = (-beta x - beta Gamma v / M) dt + sqrt(2 Gamma beta) dW, critically damped at Gamma^2 = 4 M.
+    dx = beta v / M dt,   dv = (-beta x - beta Gamma v / M) dt + sqrt(2 Gamma beta) dW, critical where Gamma^2 = 4 M.
 
     Args:
         beta: Speed, per unit of time. Default 4, as in the paper.
@@ -305,8 +326,10 @@ class CLD(_Langevin):
 class ThirdOrderLangevin(_Langevin):
     r"""Third-order Langevin diffusion: position q, momentum p, auxiliary s; noise enters through s alone.
 
-    dq = beta p dt,  dp = (-q + gamma s) beta dt,  ds = (-gamma p - xi s) beta dt + sqrt(2 xi beta) dW: stationary N(0, I).
-    With gamma = 2 sqrt 2 and xi = 3 sqrt 3 the drift has one triple eigenvalue -sqrt 3: critical damping.
+    dq = beta p dt,  dp = (-q + gamma s) beta dt,  ds = (-gamma p - xi s) beta dt + sqrt(2 xi beta) dW.
+
+    The stationary law is N(0, I). With gamma = 2 sqrt 2 and xi = 3 sqrt 3 the drift has one triple eigenvalue -sqrt 3:
+    critical damping.
 
     Args:
         beta: Speed, per unit of time.

@@ -72,12 +72,10 @@ class ScalarSDE(ForwardSDE):
 
     def rates(self, t: Tensor) -> Rates:
         """alpha, sigma and their time derivatives: by autograd, unless a subclass states them."""
-        with torch.enable_grad():
-            u = t.detach().requires_grad_()
-            alpha, sigma = (
-                self.alpha(u) + 0 * u,
-                self.sigma(u) + 0 * u,
-            )  # a constant is a function of t as well
+        with torch.inference_mode(False), torch.enable_grad():
+            u = t.detach().clone().requires_grad_()
+            # 0 u: a constant is a function of t as well.
+            alpha, sigma = (self._made(name, u) + 0 * u for name in ("alpha", "sigma"))
             (dalpha,) = torch.autograd.grad(alpha.sum(), u, retain_graph=True)
             (dsigma,) = torch.autograd.grad(sigma.sum(), u)
         return alpha.detach(), sigma.detach(), dalpha, dsigma
@@ -98,16 +96,27 @@ class ScalarSDE(ForwardSDE):
         return (low + high) / 2
 
     def clock(self, t: Tensor) -> Tensor:
-        """log(sigma / alpha) / 4, as in Karras et al. (2022), 2206.00364; override it where alpha reaches 0."""
-        return -self.log_snr(t) / 8
+        """log(sigma / alpha) / 4, as in Karras et al. (2022), 2206.00364; cut at 4, as alpha may reach 0."""
+        return (-self.log_snr(t) / 8).clamp(-4, 4)
 
     # Coefficients at a time: floats at a node, else tensors of the time's shape.
 
     @tabulated
     def levels(self, t: float | Tensor) -> tuple[Coefficient, Coefficient]:
-        """Alpha and sigma at t."""
+        """alpha and sigma at t."""
         t = as_time(t)
-        return torch.as_tensor(self.alpha(t)).expand_as(t), torch.as_tensor(self.sigma(t)).expand_as(t)
+        return self._made("alpha", t), self._made("sigma", t)
+
+    def _made(self, name: str, t: Tensor) -> Tensor:
+        """alpha(t) or sigma(t) in the shape of t, or an error that says how to write it."""
+        try:
+            made = torch.as_tensor(getattr(self, name)(t), dtype=t.dtype, device=t.device)
+            return made.expand_as(t)
+        except (TypeError, RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"{name}(t) of {type(self).__name__} fails for t of shape {tuple(t.shape)}: write it elementwise with "
+                f"functions of torch (torch.exp, not math.exp): {error}"
+            ) from error
 
     @tabulated
     def all_rates(self, t: float | Tensor) -> tuple[Coefficient, Coefficient, Coefficient, Coefficient]:
@@ -115,7 +124,7 @@ class ScalarSDE(ForwardSDE):
         return self.rates(as_time(t))
 
     def levels_on(self, x: Tensor, t: float | Tensor) -> tuple[Coefficient, Coefficient]:
-        """Alpha and sigma at t, shaped to multiply x."""
+        """alpha and sigma at t, shaped to multiply x."""
         if type(t) is Node:
             return self.levels(t)
         alpha, sigma = self.levels(t)
@@ -129,7 +138,7 @@ class ScalarSDE(ForwardSDE):
         return expand(alpha, x), expand(sigma, x), expand(dalpha, x), expand(dsigma, x)
 
     def f_g2(self, x: Tensor, t: float | Tensor) -> tuple[Coefficient, Coefficient]:
-        """F and g^2 at t, shaped to multiply x; infinite where alpha = 0."""
+        """f and g^2 at t, shaped to multiply x; infinite where alpha = 0."""
         alpha, sigma, dalpha, dsigma = self.rates_on(x, t)
         f = dalpha / alpha
         return f, 2 * sigma * (dsigma - f * sigma)

@@ -1,7 +1,7 @@
 r"""Discrete diffusion tables as continuous SDEs.
 
-A DDPM is given by N numbers alphas_cumprod, the squared alphas of its N noise levels. Every sampler of this package runs
-on a continuous time; a smooth interpolation of log SNR between the entries gives one that passes through them all.
+A DDPM is given by N numbers alphas_cumprod, the squared alphas of its N noise levels. Every sampler of this package
+runs on a continuous time; a smooth interpolation of log SNR between the entries gives one that passes through them all.
 """
 
 from __future__ import annotations
@@ -82,14 +82,14 @@ class Tabulated(ScalarSDE):
         return value, torch.from_numpy(PchipInterpolator(index, value.numpy()).derivative()(index))
 
     def log_snr(self, t: float | Tensor) -> Tensor:
-        """Log alpha^2 / sigma^2: cubic Hermite between the entries, log((1 - t sigma_1^2) / (t sigma_1^2)) below them."""
+        """log alpha^2 / sigma^2: cubic Hermite between the entries, sigma^2 = t sigma_1^2 below them."""
         t = as_time(t)
         value, slope = (c.to(t) for c in self._knots)
         i = (t.detach() - 1).long().clamp(0, len(value) - 2)
         u = (t - 1 - i).clamp_min(0)
         v, d, v1, d1 = value[i], slope[i], value[i + 1], slope[i + 1]
         cubic = v + u * (d + u * (3 * (v1 - v) - 2 * d - d1 + u * (2 * (v - v1) + d + d1)))
-        first = (t * torch.sigmoid(-value[0])).clamp(0, 0.5)
+        first = t.clamp(0, 1) * torch.sigmoid(-value[0])
         return torch.where(t < 1, torch.log1p(-first) - torch.log(first), cubic)
 
     def alpha(self, t: Tensor) -> Tensor:  # noqa: D102
@@ -99,5 +99,5 @@ class Tabulated(ScalarSDE):
         return torch.sqrt(torch.sigmoid(-self.log_snr(t)))
 
     def clock(self, t: Tensor) -> Tensor:
-        """T - 1: the table's index."""
+        """t - 1: the table's index."""
         return t - 1

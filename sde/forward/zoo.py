@@ -1,7 +1,7 @@
 r"""The scalar SDEs of the literature, with their defaults and the coefficients that their sources print.
 
-`alpha`, `sigma` and `rates` are one statement of each SDE; `published` is another, copied from the paper and not derived
-from the first. `sde.checks` integrates m' = f m, v' = 2 f v + g^2 from `initial` and compares (law 0).
+`alpha`, `sigma` and `rates` are one statement of each SDE; `published` is another, copied from the paper and not
+derived from the first. `sde.checks` integrates m' = f m, v' = 2 f v + g^2 from `initial` and compares (law 0).
 """
 
 from __future__ import annotations
@@ -20,7 +20,12 @@ ROOT2 = math.sqrt(2.0)
 def _positive(**values: float) -> None:
     for name, value in values.items():
         if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be positive and finite, got {value}")
+            raise ValueError(f"{name} must be positive and finite, got {value}: pass a number above 0")
+
+
+def _interval(t_min: float, t_max: float) -> None:
+    if not (math.isfinite(t_max) and 0 <= t_min < t_max):
+        raise ValueError(f"t_min and t_max must satisfy 0 <= t_min < t_max, got {t_min} and {t_max}: data are at t = 0")
 
 
 def _levels(sigma_min: float, sigma_max: float) -> None:
@@ -39,7 +44,8 @@ class _LinearBeta(ScalarSDE):
     t_max: float = 1.0
 
     def __post_init__(self) -> None:
-        _positive(beta_min=self.beta_min, beta_max=self.beta_max, t_max=self.t_max)
+        _positive(beta_min=self.beta_min, beta_max=self.beta_max)
+        _interval(self.t_min, self.t_max)
 
     def beta(self, t: Tensor) -> Tensor:
         """Rate of forgetting, 1 / time."""
@@ -132,7 +138,7 @@ class VE(ScalarSDE):
 
     Args:
         sigma_min: Noise at t = 0, in units of the data.
-        sigma_max: Noise at t = 1: about the largest distance between two data. Default 50, as for CIFAR-10 in the paper.
+        sigma_max: Noise at t = 1: about the largest distance between two data. Default 50, the paper's for CIFAR-10.
         t_min: Where sampling stops; 1e-5 in the paper.
         t_max: Time of the prior.
 
@@ -152,6 +158,7 @@ class VE(ScalarSDE):
 
     def __post_init__(self) -> None:
         _levels(self.sigma_min, self.sigma_max)
+        _interval(self.t_min, self.t_max)
 
     def alpha(self, t: Tensor) -> Tensor:  # noqa: D102
         return torch.ones_like(t)
@@ -251,7 +258,8 @@ class Cosine(ScalarSDE):
     t_max: float = 0.9946
 
     def __post_init__(self) -> None:
-        _positive(s=self.s, t_max=self.t_max)
+        _positive(s=self.s)
+        _interval(self.t_min, self.t_max)
         if self.t_max >= 1:
             raise ValueError(f"t_max must be below 1, where beta is infinite, got {self.t_max}: keep .9946")
 
@@ -303,6 +311,11 @@ class Flow(ScalarSDE):
     t_min: float = 1e-5
     t_max: float = 1.0
 
+    def __post_init__(self) -> None:
+        _interval(self.t_min, self.t_max)
+        if self.t_max > 1:
+            raise ValueError(f"t_max must be at most 1, where x is pure noise, got {self.t_max}: keep 1")
+
     def alpha(self, t: Tensor) -> Tensor:  # noqa: D102
         return 1 - t
 
@@ -313,7 +326,7 @@ class Flow(ScalarSDE):
         return 1 - t, t, -torch.ones_like(t), torch.ones_like(t)
 
     def clock(self, t: Tensor) -> Tensor:
-        """T itself: log(sigma / alpha) is infinite at t = 1."""
+        """t itself: log(sigma / alpha) is infinite at t = 1."""
         return t
 
     def published(self, t: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
@@ -347,7 +360,8 @@ class OrnsteinUhlenbeck(ScalarSDE):
     t_max: float = 5.0
 
     def __post_init__(self) -> None:
-        _positive(theta=self.theta, s=self.s, t_max=self.t_max)
+        _positive(theta=self.theta, s=self.s)
+        _interval(self.t_min, self.t_max)
 
     def alpha(self, t: Tensor) -> Tensor:  # noqa: D102
         return torch.exp(-self.theta * t)

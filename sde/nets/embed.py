@@ -1,7 +1,7 @@
 r"""Time features: a clock c (B,) as sines and cosines.
 
-An SDE's clock says how noisy a state is, mostly as log(sigma / alpha) / 4 in about [-2, 2] or as t in [0, 1]; a DDPM table's
-clock is its index, 0 to 999. `Fourier` serves the former, `Sinusoidal` the latter.
+An SDE's clock says how noisy a state is, mostly as log(sigma / alpha) / 4 in about [-2, 2] or as t in [0, 1]; a DDPM
+table's clock is its index, 0 to 999. `Fourier` serves the former, `Sinusoidal` the latter.
 """
 
 from __future__ import annotations
@@ -37,7 +37,13 @@ class Fourier(nn.Module):
         self.register_buffer("frequencies", torch.logspace(-1, 4, features // 2, base=2.0), persistent=False)
 
     def forward(self, c: Tensor) -> Tensor:
-        """Features (B, features) of a clock (B,)."""
+        """Features (B, features) of a clock (B,).
+
+        Raises:
+            ValueError: If the clock has another number of axes.
+        """
+        if c.ndim != 1:
+            raise ValueError(f"c must be (B,), got shape {tuple(c.shape)}: one clock to each sample, t.expand(len(x))")
         u = c[:, None] * self.frequencies
         return torch.cat([torch.sin(u), torch.cos(u)], 1)
 

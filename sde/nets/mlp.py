@@ -2,9 +2,9 @@ r"""A residual multilayer perceptron for points, and for anything small enough t
 
     h_0 = W x,      h_{k+1} = h_k + V_k silu(U_k norm(h_k) + T_k e),      out = W' h_K
 
-with e the features of time and class. Nothing is normalised on the straight way from input to output, so that the identity
-(the noise itself, at the noisy end) is easy to learn. The last layer starts at zero, so that an untrained model predicts what its
-parameterisation says without a network.
+with e the features of time and class. Nothing is normalised on the straight way from input to output, so that the
+identity (the noise itself, at the noisy end) is easy to learn. The last layer starts at zero, so that an untrained
+model predicts what its parameterisation says without a network.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ class MLP(nn.Module):
         super().__init__()
         for name, value in {"dim": dim, "width": width, "depth": depth}.items():
             if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+                raise ValueError(f"{name} must be at least 1, got {value}: MLP(dim=2, width=128, depth=3), say")
+        if classes < 0:
+            raise ValueError(f"classes must be 0 or more, got {classes}: 0 is a net without classes")
         kinds = {"fourier": Fourier, "sinusoidal": Sinusoidal}
         if time not in kinds:
             raise ValueError(f"time must be one of {', '.join(kinds)}, got {time!r}")
@@ -90,10 +92,19 @@ class MLP(nn.Module):
         e = self.embed(c).to(flat.dtype)
         if self.label is not None:
             nobody = torch.full((len(flat),), self.classes, device=x.device)
-            e = e + self.label(nobody if label is None else label)
+            e = e + self.label(nobody if label is None else self._checked(label, len(flat)))
         elif label is not None:
             raise ValueError("label was given to a net without classes: make it with classes=10, say")
         h = self.inward(flat)
         for block in self.blocks:
             h = block(h, e)
         return self.outward(h).reshape(x.shape)
+
+    def _checked(self, label: Tensor, size: int) -> Tensor:
+        if label.shape != (size,):
+            raise ValueError(f"label has shape {tuple(label.shape)}, expected ({size},): one class to each sample")
+        # A look at the values would halt a GPU, and break a compiled graph.
+        seen = label.device.type == "cpu" and label.numel() and not torch.compiler.is_compiling()
+        if seen and not 0 <= int(label.min()) <= int(label.max()) <= self.classes:
+            raise ValueError(f"label must be 0 to {self.classes} ({self.classes}: no class), got {label.tolist()[:8]}")
+        return label

@@ -1,4 +1,4 @@
-"""Score models: what is known, or learned, of the way back. `model` is trained, `exact` is the truth, the rest wraps."""
+"""Score models: what is known, or learned, of the way back. `model` is trained, `exact` the truth, the rest wraps."""
 
 from sde.score.exact import Empirical, ExactScore, Gaussian, Mixture, Target
 from sde.score.guidance import CFG

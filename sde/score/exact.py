@@ -4,9 +4,10 @@ A forward SDE shows of x0 the statistic y = alpha x0 + sigma n, a pair of number
 
     x0 ~ sum_k w_k N(m_k, C_k)    =>    y ~ sum_k w_k N(alpha m_k, alpha^2 C_k + sigma^2 I)
 
-and E[x0 | y] = sum_k r_k(y) (m_k + alpha C_k (alpha^2 C_k + sigma^2 I)^-1 (y - alpha m_k)), with r_k the posterior weight of
-component k. One eigendecomposition of each C_k serves all alpha and sigma. `Gaussian` is one component; `Empirical` is a
-finite data set, one component of no width to each datum: the ideal denoiser, which a network approaches as it memorises.
+and E[x0 | y] = sum_k r_k(y) (m_k + alpha C_k (alpha^2 C_k + sigma^2 I)^-1 (y - alpha m_k)), with r_k the posterior
+weight of component k. One eigendecomposition of each C_k serves all alpha and sigma. `Gaussian` is one component;
+`Empirical` is a finite data set, one component of no width to each datum: the ideal denoiser, which a network
+approaches as it memorises.
 
 `ExactScore(target, sde)` has the interface of a trained model, and the exact marginal log-density at any t besides. The
 part of a matrix SDE's state beyond y does not depend on x0, so that the same two formulas serve it.
@@ -27,7 +28,6 @@ from sde.nodes import Node
 from sde.random import Generator, rand, randn
 from sde.score.model import Model
 from sde.shape import Coefficient
-
 
 DIRECT = "donot_use_mm_for_euclid_dist"
 """Distances from differences: a product of matrices cancels where two points are near."""
@@ -71,7 +71,9 @@ class Target(nn.Module, ABC):
     def _flat(self, y: Tensor) -> Tensor:
         if y.shape[1:] != self.event:
             needs = ", ".join(map(str, self.event))
-            raise ValueError(f"x has shape {tuple(y.shape)}, this target needs (B, {needs}): reshape x, or make another")
+            raise ValueError(
+                f"x has shape {tuple(y.shape)}, this target needs (B, {needs}): reshape x, or make another"
+            )
         return y.flatten(1)
 
 
@@ -109,15 +111,16 @@ class Mixture(Target):
         w, m, c = (torch.as_tensor(v, dtype=torch.float64).detach().clone() for v in (weights, means, covs))
         if m.ndim < 2 or w.ndim != 1 or len(w) != len(m) or len(c) != len(m):
             raise ValueError(
-                f"weights {tuple(w.shape)}, means {tuple(m.shape)} and covs {tuple(c.shape)} must agree in their first axis: "
-                "pass (K,), (K, *D) and (K, d, d), (K, d) or (K,)"
+                f"weights {tuple(w.shape)}, means {tuple(m.shape)} and covs {tuple(c.shape)} must agree in their first "
+                "axis: pass (K,), (K, *D) and (K, d, d), (K, d) or (K,)"
             )
         for name, v in {"weights": w, "means": m, "covs": c}.items():
             if not bool(torch.isfinite(v).all()):
                 raise ValueError(f"{name} must be finite, got {v.tolist()}: clean them first")
         if not bool((w >= 0).all()) or not float(w.sum()) > 0:
             raise ValueError(
-                f"weights must be non-negative with a positive sum, got {w.tolist()}: they are probabilities, up to a factor"
+                f"weights must be non-negative with a positive sum, got {w.tolist()}: they are probabilities, up to a "
+                "factor"
             )
         d = m[0].numel()
         if c.ndim == 1:

@@ -9,6 +9,8 @@ which for w = 1 is the conditional model and for w > 1 sharpens it.
 
 from __future__ import annotations
 
+import math
+from dataclasses import is_dataclass
 from typing import Any
 
 from torch import Tensor
@@ -25,6 +27,9 @@ class CFG(Wrapper):
         unconditional: The same model without one, or a weaker model (autoguidance).
         scale: Guidance weight w; 1 is no guidance.
 
+    Raises:
+        ValueError: If the two models have different SDEs, or scale is not finite.
+
     References:
         Ho & Salimans (2022), 2207.12598, whose weight is w - 1; Karras et al. (2024), 2406.02507 for autoguidance.
 
@@ -37,6 +42,14 @@ class CFG(Wrapper):
     """
 
     def __init__(self, conditional: Model, unconditional: Model, scale: float) -> None:
+        one, other = conditional.sde, unconditional.sde
+        if type(one) is not type(other) or (is_dataclass(one) and one != other):
+            raise ValueError(
+                f"conditional and unconditional must share their SDE, got {one} and {other}: wrap one in "
+                "Reschedule(model, sde)"
+            )
+        if not math.isfinite(scale):
+            raise ValueError(f"scale must be finite, got {scale}: 1 is no guidance")
         super().__init__(conditional)
         self.unconditional, self.guidance = unconditional, scale
         self.coupled = conditional.coupled or unconditional.coupled

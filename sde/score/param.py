@@ -1,7 +1,7 @@
 r"""What a network's raw output F means: one conversion for every parameterisation.
 
-With centred data z = x0 - mean of standard deviation s, a state u = alpha z + sigma eps and r^2 = alpha^2 s^2 + sigma^2,
-each parameterisation is the regression of one linear combination of the endpoints,
+With centred data z = x0 - mean of standard deviation s, a state u = alpha z + sigma eps and r^2 = alpha^2 s^2 +
+sigma^2, each parameterisation is the regression of one linear combination of the endpoints,
 
     F = p z + q eps,                    input c_in u
 
@@ -18,8 +18,9 @@ Together with u = alpha z + sigma eps this is a 2 × 2 system, so that with det 
 
     z = (q u - sigma F) / det,       eps = (alpha F - p u) / det.
 
-Where det = 0 (eps and score at alpha = 0) the state carries nothing of x0: z = 0 and eps = u / sigma. Inputs are scaled to
-unit variance, c_in = 1 / r; `velocity` alone keeps what flow matching does at s = 1 (c_in = k = 1), rescaled for other s.
+Where det = 0 (eps and score at alpha = 0) the state carries nothing of x0: z = 0 and eps = u / sigma. Inputs are scaled
+to unit variance, c_in = 1 / r; `velocity` alone keeps what flow matching does at s = 1 (c_in = k = 1), rescaled for
+other s.
 """
 
 from __future__ import annotations

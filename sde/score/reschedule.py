@@ -1,8 +1,9 @@
 r"""Change of schedule after training.
 
-What a scalar SDE shows of x0 depends on the ratio sigma / alpha alone. A model trained under one SDE therefore serves any
-other: at the time t' of the same ratio the two states differ by a factor, x' = x h(alpha', sigma') / h(alpha, sigma) with
-h = hypot, and they share x0. So a DDPM table is sampled on EDM's noise levels, or a flow model by ancestral steps.
+What a scalar SDE shows of x0 depends on the ratio sigma / alpha alone. A model trained under one SDE therefore serves
+any other: at the time t' of the same ratio the two states differ by a factor, x' = x h(alpha', sigma') / h(alpha,
+sigma) with h = hypot, and they share x0. So a DDPM table is sampled on EDM's noise levels, or a flow model by ancestral
+steps.
 """
 
 from __future__ import annotations
