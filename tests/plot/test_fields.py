@@ -38,10 +38,10 @@ def test_density_is_the_exponential_at_cell_centres_the_right_way_up():
 
 def test_density_of_a_sample_counts_it():
     x = torch.cat([torch.zeros(90, 2), torch.tensor([[1.5, -1.5]]).expand(10, 2)])
-    ax = plot.density(x, bounds=2, resolution=30)
+    ax = plot.density(x, bounds=(-2, 2, -6, 6), resolution=30)
     counts = ax.images[0].get_array()
     assert counts.sum() == 100
-    assert counts[1, 8] == 10  # low and to the right
+    assert counts[3, 8] == 10  # low and to the right
     assert counts[5, 5] == 90
 
 
