@@ -67,6 +67,10 @@ class LogNormal(Times):
     mean: float = -0.5
     std: float = 1.5
 
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
+            raise ValueError(f"mean must be finite and std positive, got {self.mean} and {self.std}: keep -.5 and 1.5")
+
     def quantile(self, sde: ForwardSDE, u: Tensor, scale: float = 1.0) -> Tensor:  # noqa: D102
         if not isinstance(sde, ScalarSDE):
             raise ValueError(f"LogNormal times need a scalar SDE, got {type(sde).__name__}: use Uniform()")

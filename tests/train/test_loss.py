@@ -223,7 +223,7 @@ def test_edm_loss_as_published(seeded: Callable) -> None:
 
 
 def test_ddpm_simple_loss_as_published(seeded: Callable) -> None:
-    """Ho et al. (2020), eq. 14: |eps - eps_theta(sqrt(abar_i) x0 + sqrt(1 - abar_i) eps, i)|^2, i = 0 .. 999 in code."""
+    """Ho et al. (2020), eq. 14: |eps - eps_theta(sqrt(abar_i) x0 + sqrt(1 - abar_i) eps, i)|^2, i from 0 in code."""
     table = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
     x0, eps = (torch.randn(40, 2, generator=seeded(i), dtype=torch.float64) for i in (1, 2))
     i = torch.randint(1000, (40,), generator=seeded(3))
