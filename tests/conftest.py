@@ -1,27 +1,20 @@
-"""What every test shares: one thread, no window, seeds, and hypothesis without a stopwatch."""
+"""What tests share: seeds, dtypes, every shipped SDE, and hypothesis without a stopwatch."""
 
 import os
-import sys
 from collections.abc import Callable, Iterator
-
-# Threads and backend are read at import.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ["MPLBACKEND"] = "Agg"
 
 import hypothesis
 import pytest
 import torch
 
-torch.set_num_threads(1)
+import sde
 
 # The first example pays for imports, so a deadline would fail at random. CI searches the same examples every
 # time, so that it fails by a change and not by chance; the nightly run searches wider.
 hypothesis.settings.register_profile("local", deadline=None, max_examples=50)
 hypothesis.settings.register_profile("ci", parent=hypothesis.settings.get_profile("local"), derandomize=True)
 hypothesis.settings.register_profile("nightly", deadline=None, max_examples=1000)
-hypothesis.settings.load_profile(
-    os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "local")
-)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "local"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -30,15 +23,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-
-
-@pytest.fixture(autouse=True)
-def _reproducible() -> Iterator[None]:
-    """Give networks the same weights in every run of a test, and close the figures it drew."""
-    torch.manual_seed(0)
-    yield
-    if "matplotlib.pyplot" in sys.modules:
-        sys.modules["matplotlib.pyplot"].close("all")
 
 
 @pytest.fixture
@@ -60,3 +44,28 @@ def float64() -> Iterator[torch.dtype]:
     torch.set_default_dtype(torch.float64)
     yield torch.float64
     torch.set_default_dtype(before)
+
+
+# Every forward SDE that is shipped, and two that a reader could write.
+OSCILLATOR = {"F": [[0, 1], [-1, -2]], "G": [[0, 0], [0, 2]], "embed": [1, 0], "cov0": [[0, 0], [0, 0.04]]}
+ZOO: dict[str, Callable[[], sde.ForwardSDE]] = {
+    "VP": sde.VP,
+    "SubVP": sde.SubVP,
+    "VE": sde.VE,
+    "EDM": sde.EDM,
+    "Cosine": sde.Cosine,
+    "Flow": sde.Flow,
+    "OrnsteinUhlenbeck": sde.OrnsteinUhlenbeck,
+    "Tabulated.linear": sde.Tabulated.linear,
+    "Tabulated.cosine": lambda: sde.Tabulated.cosine(100),
+    "FromCoefficients": lambda: sde.FromCoefficients(f=lambda t: -t, g=lambda t: 1 + t),
+    "CLD": sde.CLD,
+    "ThirdOrderLangevin": sde.ThirdOrderLangevin,
+    "MatrixSDE": lambda: sde.MatrixSDE(**OSCILLATOR),
+}
+
+
+@pytest.fixture(params=ZOO)
+def any_sde(request: pytest.FixtureRequest) -> sde.ForwardSDE:
+    """Each forward SDE in turn."""
+    return ZOO[request.param]()
