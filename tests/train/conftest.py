@@ -43,30 +43,33 @@ MATRIX: dict[str, Callable[[], sde.ForwardSDE]] = {
 EVERY = SCALAR | MATRIX
 
 
-@pytest.fixture(params=EVERY)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`forward` is every SDE, `scalar` and `matrix` one kind, `param` every parameterisation that the SDE has."""
+    names = metafunc.fixturenames
+    if "param" in names:
+        pairs = [(f, p) for f in EVERY for p in PARAMS if f in SCALAR or p not in SCALAR_ONLY]
+        metafunc.parametrize(("forward", "param"), pairs, indirect=["forward"], ids=[f"{f}-{p}" for f, p in pairs])
+    for name, these in {"forward": EVERY, "scalar": SCALAR, "matrix": MATRIX}.items():
+        if name in names and not (name == "forward" and "param" in names):
+            metafunc.parametrize(name, list(these), indirect=True)
+
+
+@pytest.fixture
 def forward(request: pytest.FixtureRequest) -> sde.ForwardSDE:
     """Every forward SDE in turn."""
     return EVERY[request.param]()
 
 
-@pytest.fixture(params=SCALAR)
+@pytest.fixture
 def scalar(request: pytest.FixtureRequest) -> sde.ForwardSDE:
     """Every scalar one."""
-    return SCALAR[request.param]()
+    return EVERY[request.param]()
 
 
-@pytest.fixture(params=MATRIX)
+@pytest.fixture
 def matrix(request: pytest.FixtureRequest) -> sde.ForwardSDE:
     """Every matrix one."""
-    return MATRIX[request.param]()
-
-
-@pytest.fixture(params=PARAMS)
-def param(request: pytest.FixtureRequest, forward: sde.ForwardSDE) -> str:
-    """Every parameterisation that the SDE has."""
-    if request.param in SCALAR_ONLY and not isinstance(forward, sde.ScalarSDE):
-        pytest.skip("not defined for a matrix SDE")
-    return request.param
+    return EVERY[request.param]()
 
 
 @pytest.fixture

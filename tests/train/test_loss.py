@@ -192,14 +192,14 @@ def test_min_snr_is_the_capped_snr_on_x0(forward: sde.ForwardSDE, param: str, ba
 
 
 @pytest.mark.parametrize(
-    ("param", "divisor"), [("eps", lambda snr: snr), ("x0", lambda snr: 1.0), ("v", lambda snr: snr + 1)]
+    ("meaning", "divisor"), [("eps", lambda snr: snr), ("x0", lambda snr: 1.0), ("v", lambda snr: snr + 1)]
 )
-def test_min_snr_as_printed(param: str, divisor: Callable[[Tensor], Tensor | float]) -> None:
+def test_min_snr_as_printed(meaning: str, divisor: Callable[[Tensor], Tensor | float]) -> None:
     """Hang et al. (2023), section 3.4: min(SNR, gamma) for x0, over SNR for eps, over SNR + 1 for v; VP, unit data."""
     vp = sde.VP()
     t = torch.linspace(0.01, 1, 50, dtype=torch.float64)
     snr = vp.alpha(t) ** 2 / vp.sigma(t) ** 2
-    model = sde.ScoreModel(Wavy(), vp, param)
+    model = sde.ScoreModel(Wavy(), vp, meaning)
     assert torch.allclose(min_snr(5.0)(model.levels(t), 1.0), snr.clamp(max=5.0) / divisor(snr), rtol=1e-9)
 
 

@@ -137,10 +137,10 @@ def test_fit_trains_at_these_times(points: Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("forward", "kind"), [(sde.VP(), LogNormal), (sde.Tabulated.linear(), Discrete), (sde.CLD(), Uniform)]
+    ("made", "kind"), [(sde.VP(), LogNormal), (sde.Tabulated.linear(), Discrete), (sde.CLD(), Uniform)]
 )
-def test_default_times(forward: sde.ForwardSDE, kind: type) -> None:
-    assert type(default_times(forward)) is kind
+def test_default_times(made: sde.ForwardSDE, kind: type) -> None:
+    assert type(default_times(made)) is kind
 
 
 def test_refusals(matrix: sde.ForwardSDE, points: Tensor, small: Callable) -> None:
