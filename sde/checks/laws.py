@@ -28,10 +28,10 @@ from sde.random import randn
 from sde.score import ExactScore, Model, Target
 
 FORWARD: dict[str, Callable[[ForwardSDE], None]] = {
+    "3 rates": rates,  # first, as the moments' coefficients are made of them
     "0 moments": moments,
     "1 actions": actions,
     "2 velocity": velocity,
-    "3 rates": rates,
     "3 transitions": transitions,
     "4 finite": finite,
     "6a params": params,
@@ -61,7 +61,7 @@ def forward_sde(sde: ForwardSDE) -> list[str]:
         ...     def sigma(self, t):
         ...         return t / (1 + t)
         >>> sde.checks.forward_sde(Mine())[0]
-        '0 moments'
+        '3 rates'
     """
     if not isinstance(sde, ForwardSDE):
         what = f"the class {sde.__name__}" if isinstance(sde, type) else f"a {type(sde).__name__}"

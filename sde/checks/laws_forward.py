@@ -183,20 +183,21 @@ def rates(sde: ForwardSDE, rtol: float = 1e-8) -> None:
         >>> sde.checks.rates(sde.Cosine())
     """
     t = torch.tensor(times_of(sde), dtype=torch.float64)
-    _statistic_rates(sde, t[1:-1])
     if not isinstance(sde, ScalarSDE):
-        return
+        return _statistic_rates(sde, t[1:-1])
     u = t.clone().requires_grad_()
     made = [f(u) + 0 * u for f in (sde.alpha, sde.sigma)]
     slopes = [torch.autograd.grad(c.sum(), u)[0] for c in made]
     names = ("alpha", "sigma", "alpha'", "sigma'")
-    for name, got, expected in zip(names, sde.rates(t), [*made, *slopes], strict=True):
-        size = expected.abs() + expected.abs().max() * 1e-3
-        agree("3", sde, f"{name} of rates, time", got.expand_as(t), expected, size, t=t, rtol=rtol)
+    for who in ("rates", "rates_of_statistic"):
+        for name, got, expected in zip(names, getattr(sde, who)(t), [*made, *slopes], strict=True):
+            size = expected.abs() + expected.abs().max() * 1e-3
+            agree("3", sde, f"{name} of {who}, time", got.expand_as(t), expected, size, t=t, rtol=rtol)
     snr = sde.log_snr(torch.linspace(sde.t_min, sde.t_max, 400, dtype=torch.float64))
     if not bool((snr.diff() < 0).all()):
         raise violated("3", sde, "log_snr does not fall from t_min to t_max", hint="sigma / alpha must grow with t")
     agree("3", sde, "time_at(log_snr(t)), time", sde.time_at(sde.log_snr(t)), t, float(sde.t_max), t=t, rtol=1e-7)
+    return None
 
 
 def _statistic_rates(sde: ForwardSDE, t: Tensor) -> None:
