@@ -291,8 +291,9 @@ def fit(
         >>> history.step
         [10, 20]
     """
-    run = _start(model, data, steps, cond, batch, lr, warmup, ema, weight, times, coupling, optimizer, generator)
+    inputs.whole("every", every, 1, say=100)
     path, history = _place(checkpoint, model), History()
+    run = _start(model, data, steps, cond, batch, lr, warmup, ema, weight, times, coupling, optimizer, generator)
     try:
         if path and resume and path.exists():
             history = restore(run, path)

@@ -44,11 +44,11 @@ def _check_data(model: ScoreModel, data: Tensor) -> None:
         raise TypeError(f"data must be a floating tensor (N, *D), got {kind}: use torch.as_tensor(data).float()")
     if data.ndim < 2 or not data.numel():
         raise ValueError(f"data must be (N, *D) with N at least 1, got shape {tuple(data.shape)}")
-    if not bool(torch.isfinite(data).all()):
-        raise ValueError(f"data holds {int((~torch.isfinite(data)).sum())} values that are not finite: clean it first")
     device = model.placement()[0]
     if device != data.device:
         raise ValueError(f"data lies on {data.device}, the model on {device}: use data.to({str(device)!r})")
+    if not bool(torch.isfinite(data).all()):
+        raise ValueError(f"data holds {int((~torch.isfinite(data)).sum())} values that are not finite: clean it first")
     mean = model.mean.shape
     try:
         fits = torch.broadcast_shapes(mean, data.shape[1:]) == data.shape[1:]
@@ -71,13 +71,19 @@ def warn_of_scale(model: ScoreModel, data: Tensor, stacklevel: int) -> None:
         )
 
 
+def whole(name: str, value: Any, least: int, say: int) -> None:
+    """A whole number of at least so much."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be a whole number, got {value!r}: pass {name}={say}, say")
+    if int(value) < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}: pass {name}={say}, say")
+
+
 def check_numbers(steps: Any, batch: Any, warmup: Any, lr: Any, ema: Any, generator: Any) -> None:
     """The numbers of a run are in range."""
-    for name, value, least, say in (("steps", steps, 1, 5000), ("batch", batch, 1, 256), ("warmup", warmup, 0, 100)):
-        if isinstance(value, bool) or not isinstance(value, Integral):
-            raise TypeError(f"{name} must be a whole number, got {value!r}: pass {name}={say}, say")
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}: pass {name}={say}, say")
+    whole("steps", steps, 1, say=5000)
+    whole("batch", batch, 1, say=256)
+    whole("warmup", warmup, 0, say=100)
     if not (math.isfinite(lr) and lr > 0):
         raise ValueError(f"lr must be positive and finite, got {lr}: pass lr=1e-3, say")
     if not 0 <= ema < 1:
