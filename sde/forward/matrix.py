@@ -108,10 +108,18 @@ class MatrixSDE(ForwardSDE):
         k, f, g = self.channels, self._matrix(self.F, b), self._matrix(self.G, b)
         block = torch.cat([torch.cat([f, g @ g.T], 1), torch.cat([torch.zeros_like(f), -f.T], 1)])
         # A lone matrix of norm .01 to .05 gets too short a Taylor series, wrong by 1e-12, and Q is as small: take two.
-        lengths = torch.cat([b.reshape(-1), b.new_zeros(1)])
-        e = torch.matrix_exp(block * lengths[:, None, None])[:-1].reshape(*b.shape, 2 * k, 2 * k)
+        lengths, halvings = torch.cat([b.reshape(-1), b.new_zeros(1)]), self._halvings()
+        e = torch.matrix_exp(block * (lengths / 2**halvings)[:, None, None])[:-1].reshape(*b.shape, 2 * k, 2 * k)
         phi = e[..., :k, :k]
-        return phi, e[..., :k, k:] @ phi.mT
+        q = e[..., :k, k:] @ phi.mT
+        for _ in range(halvings):
+            q, phi = q + phi @ q @ phi.mT, phi @ phi
+        return phi, q
+
+    def _halvings(self) -> int:
+        """How often an interval is halved: exp(-F' b) grows as exp(F b) falls, and over a long one both lose digits."""
+        reach = max(sum(map(abs, row)) for row in self.F) * float(self.clock_of(as_time(self.t_max)))
+        return max(0, math.ceil(math.log2(reach / 8))) if reach else 0
 
     def moments(self, t: Tensor) -> tuple[Tensor, Tensor]:
         r"""A and Sigma at times t of shape (\*n): (\*n, K) and (\*n, K, K), float64."""
