@@ -328,23 +328,28 @@ def _loop(
     with bar, deferred() as check, _kept(run, history, path, steps):
         for now in steps:
             losses.append(now.loss)
+            if now.step % every == 0 or now.step == run.steps:
+                mean = _mean(run, path)
+                bar.update(now.step - bar.n)
+                bar.set_postfix(loss=f"{mean:.4f}")
+                history.add(now.step, mean, now.lr, time.monotonic() - began)
+                if path:
+                    save(run, path, history)
+                if callback:
+                    callback(now)
             check()
-            if now.step % every and now.step != run.steps:
-                continue
-            mean = float(torch.stack(losses).mean())
-            bar.update(now.step - bar.n)
-            bar.set_postfix(loss=f"{mean:.4f}")
-            losses.clear()
-            if not (math.isfinite(mean) and run.finite()):
-                raise FloatingPointError(
-                    f"loss is {mean} at step {now.step}, or a weight is: lower lr={run.lr:g}, or standardise the data"
-                    + (f"; the last good checkpoint is {path}" if path and path.exists() else "")
-                )
-            history.add(now.step, mean, now.lr, time.monotonic() - began)
-            if path:
-                save(run, path, history)
-            if callback:
-                callback(now)
+
+
+def _mean(run: Run, path: Path | None) -> float:
+    """Mean loss since the last entry, which begins anew; an error where it or a weight is no number any more."""
+    mean = float(torch.stack(run.losses).mean())
+    run.losses.clear()
+    if not (math.isfinite(mean) and run.finite()):
+        raise FloatingPointError(
+            f"loss is {mean} at step {run.step}, or a weight is: lower lr={run.lr:g}, or standardise the data"
+            + (f"; the last good checkpoint is {path}" if path and path.exists() else "")
+        )
+    return mean
 
 
 @contextmanager
