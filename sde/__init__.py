@@ -69,6 +69,7 @@ from sde.solvers import (
     Trajectory,
     grids,
     integrate,
+    log_prob,
     record,
     sample,
     trajectory,
@@ -90,7 +91,7 @@ __all__ = [
     # solvers
     "Solver", "ReverseSDE", "trajectory", "integrate", "record", "sample", "State", "Trajectory", "grids",
     "AdamsBashforth", "Euler", "EulerMaruyama", "Heun", "RK4", "ReverseDiffusion", "Ancestral", "DDIM",
-    "Langevin", "AnnealedLangevin", "PredictorCorrector",
+    "Langevin", "AnnealedLangevin", "PredictorCorrector", "log_prob",
     # training
     "fit", "fit_steps", "History", "save", "load",
     # noise

@@ -1,15 +1,26 @@
-"""Solvers: how the way back is walked. `integrate` holds the one loop, `onestep` and `corrector` the rules of a step."""
+"""Solvers: how the way back is walked. `integrate` holds the one loop, the others the rules of a step."""
 
 from sde.solvers import grids
 from sde.solvers.corrector import AnnealedLangevin, Langevin, PredictorCorrector
-from sde.solvers.integrate import State, Trajectory, default_solver, default_times, integrate, record, sample, trajectory
+from sde.solvers.integrate import (
+    State,
+    Trajectory,
+    default_solver,
+    default_times,
+    integrate,
+    record,
+    sample,
+    trajectory,
+)
+from sde.solvers.likelihood import divergence, log_prob
 from sde.solvers.multistep import AdamsBashforth
 from sde.solvers.onestep import DDIM, RK4, Ancestral, Euler, EulerMaruyama, Heun, ReverseDiffusion
 from sde.solvers.reverse import ReverseSDE
 from sde.solvers.solver import Solver
 
 __all__ = [
-    "Solver", "ReverseSDE", "trajectory", "integrate", "record", "sample", "default_solver", "default_times", "State", "Trajectory", "grids",
+    "Solver", "ReverseSDE", "trajectory", "integrate", "record", "sample", "State", "Trajectory",
+    "grids", "default_solver", "default_times",
     "AdamsBashforth", "Euler", "EulerMaruyama", "Heun", "RK4", "ReverseDiffusion", "Ancestral", "DDIM",
-    "Langevin", "AnnealedLangevin", "PredictorCorrector",
+    "Langevin", "AnnealedLangevin", "PredictorCorrector", "log_prob", "divergence",
 ]  # fmt: skip

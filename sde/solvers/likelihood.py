@@ -1,0 +1,143 @@
+r"""Likelihood through the probability flow: the change of variables, integrated beside the state.
+
+Along dx/dt = v(x, t) a density obeys d log p_t(x_t) / dt = -div v(x_t, t), so that a datum taken from t_min to t_max has
+
+    log p_tmin(x) = log p_tmax(x_tmax) + int_tmin^tmax div v(x_t, t) dt.
+
+State and integral are one ODE with one more column, solved by the one loop. The divergence is exact: the trace of the
+Jacobian, by one backward pass for each coordinate, many of them at once. The result belongs to the marginal at t_min,
+not to the data at t = 0, where a flow has no start; on usual settings they differ by 1e-4 to 4e-3 nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from sde.forward import SDE, ScalarSDE
+from sde.score import Model
+from sde.solvers import grids
+from sde.solvers.integrate import integrate
+from sde.solvers.onestep import RK4
+from sde.solvers.solver import Solver
+
+CHUNK = 2**22
+"""Numbers that the gradients of one batch of backward passes may hold."""
+STEPS = 128
+
+
+def divergence(field: Callable[[Tensor], Tensor], x: Tensor, chunk: int | None = None) -> tuple[Tensor, Tensor]:
+    r"""A vector field at x and its exact divergence, d backward passes for d coordinates.
+
+    Args:
+        field: From (B, \*D) to (B, \*D), each sample by itself.
+        x: States, (B, \*D).
+        chunk: Backward passes at a time. Default: as many as keep their gradients within 4 million numbers.
+
+    Returns:
+        field(x), (B, \*D), and its divergence, (B,), both detached.
+
+    Example:
+        >>> v, div = divergence(lambda x: x**2, torch.tensor([[1.0, 2.0]]))
+        >>> v, div
+        (tensor([[1., 4.]]), tensor([6.]))
+    """
+    batch, d = x.shape[0], x[0].numel()
+    chunk = chunk or max(1, CHUNK // x.numel())
+    total = x.new_zeros(batch)
+    with torch.enable_grad():
+        u = x.detach().requires_grad_()
+        v = field(u) + 0 * u  # a field that ignores x has a gradient as well: 0
+        for first in range(0, d, chunk):
+            rows = torch.arange(first, min(first + chunk, d), device=x.device)
+            pick = torch.nn.functional.one_hot(rows, d).to(v).reshape(-1, 1, *x.shape[1:]).expand(-1, *x.shape)
+            more = rows[-1] < d - 1
+            (g,) = torch.autograd.grad(v, u, pick, retain_graph=bool(more), is_grads_batched=True)
+            total += (g * pick).flatten(2).sum((0, 2))
+    return v.detach(), total
+
+
+class _FlowAndDivergence(SDE):
+    """The probability flow of a model with the integral of its divergence as a last column: (B, d + 1)."""
+
+    noisy, direction = False, 0
+
+    def __init__(self, model: Model, event: torch.Size) -> None:
+        self.model, self.event, self.tabulates = model, event, model.tabulates
+
+    def drift(self, x: Tensor, t: float | Tensor) -> Tensor:
+        state = x[:, :-1].reshape(-1, *self.event)
+        v, div = divergence(lambda u: self.model(u, t).velocity, state)
+        return torch.cat([v.flatten(1), div[:, None]], 1)
+
+    def diffusion(self, x: Tensor, t: float | Tensor, z: Tensor) -> Tensor:
+        return torch.zeros_like(z)
+
+
+def times_up(model: Model, steps: int = STEPS) -> Tensor:
+    """The grid of `log_prob`: from t_min up to t_max, densest where noise and data are alike.
+
+    Wider than a sampler's, as the divergence does not fade where the noise is far above or below the data; for a matrix
+    SDE quadratic in t.
+
+    Example:
+        >>> import sde
+        >>> times_up(sde.ExactScore(sde.Gaussian([0.0], 1.0), sde.EDM()), steps=2).round(decimals=3)
+        tensor([2.0000e-03, 5.2000e-01, 8.0000e+01], dtype=torch.float64)
+    """
+    if not isinstance(model.sde, ScalarSDE):
+        return grids.quadratic(model.sde, steps).flip(0)
+    return grids.data_scaled(model.sde, steps, model.data_scale(), width=2.0).flip(0)
+
+
+def _checked(model: Model, times: Tensor | Sequence[float]) -> Tensor:
+    forward, times = model.sde, torch.as_tensor(times, dtype=torch.float64).cpu()
+    if times.ndim != 1 or len(times) < 2 or not float(times[0]) < float(times[-1]):
+        raise ValueError("times must run up, from t_min to t_max: flip the grid of a sampler with times.flip(0)")
+    first, last = float(times[0]), float(times[-1])
+    if forward.velocity_singular(times[0]):
+        raise ValueError(f"times begin at {first:g}, where the flow has no velocity: begin at t_min={forward.t_min:g}")
+    if abs(last - forward.t_max) > 1e-9 * forward.t_max:
+        raise ValueError(f"times end at {last:g}, but the prior is known at t_max={forward.t_max:g}: end there")
+    return times
+
+
+@torch.no_grad()
+def log_prob(
+    model: Model, x: Tensor, times: Tensor | Sequence[float] | None = None, solver: Solver | None = None
+) -> Tensor:
+    r"""Log-likelihood of data under a model's probability flow, exact up to the solver's error.
+
+    log p(x) = log prior(x_tmax) + the integral of div v along the path of x up the flow, in nats, for x a draw of the
+    marginal at the first time.
+
+    Args:
+        model: Score model, exact or trained, in eval mode; a coupled one too, as only its velocity is used.
+        x: Data, (B, \*D); for a matrix SDE the state, (B, K, \*D). float64 gives about 1e-6 nats, float32 1e-4.
+        times: Grid from t_min up to t_max. Default: 128 steps, densest where noise and data are alike.
+        solver: Default: `RK4`, four evaluations a step. One of small order asks for more steps.
+
+    Returns:
+        (B,), in the dtype of x, detached.
+
+    Raises:
+        ValueError: If the grid does not run up to t_max, or x or the solver does not fit.
+
+    References:
+        Chen et al. (2018), 1806.07366; Song et al. (2021), 2011.13456, section 4.3 and appendix D.2.
+
+    Example:
+        >>> import torch, sde
+        >>> model = sde.ExactScore(sde.Gaussian([1.0, 0.0], 0.25), sde.VP())
+        >>> x = torch.tensor([[1.0, 0.0], [2.0, 0.5]], dtype=torch.float64)
+        >>> torch.allclose(sde.log_prob(model, x), model.log_prob(x, model.sde.t_min), atol=1e-5)
+        True
+    """
+    if x.ndim < 2 or x.shape[0] == 0:
+        raise ValueError(f"x must be (B, *D) with B at least 1, got shape {tuple(x.shape)}")
+    grid = times_up(model) if times is None else _checked(model, times)
+    start = torch.cat([x.flatten(1), x.new_zeros(len(x), 1)], 1)
+    end = integrate(_FlowAndDivergence(model, x.shape[1:]), start, grid, solver or RK4())
+    return model.prior_log_prob(end[:, :-1].reshape(x.shape)) + end[:, -1]
