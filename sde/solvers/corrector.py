@@ -1,17 +1,17 @@
 r"""Correctors: Langevin steps at a fixed time, and their alternation with a predictor.
 
-A Langevin step x + e score + sqrt(2 e) z leaves p_t invariant as e -> 0. With a fixed step it has a bias that no finer time
-grid removes: on N(m, v) its stationary variance is v / (1 - e / (2 v)).
+A Langevin step x + e score + sqrt(2 e) z leaves p_t invariant as e -> 0. With a fixed step it has a bias that no finer
+time grid removes: on N(m, v) its stationary variance is v / (1 - e / (2 v)).
 
-What `snr` means. In `Langevin` it is r in e = 2 (r |z| / |score|)^2: the ratio of the lengths of the drift and noise parts
-of a step, sqrt(e / 2) |score| / |z|. In `AnnealedLangevin` it is r in e = 2 (r sigma_t)^2; the two agree where |score| is its
-typical sqrt(d) / sigma_t.
+What `snr` means. In `Langevin` it is r in e = 2 (r |z| / |score|)^2: the ratio of the lengths of the drift and noise
+parts of a step, sqrt(e / 2) |score| / |z|. In `AnnealedLangevin` it is r in e = 2 (r sigma_t)^2; the two agree where
+|score| is its typical sqrt(d) / sigma_t.
 
-Where papers and code differ (Song et al. 2021, 2011.13456, and its published code): algorithms 2 and 3 of the paper run the
-predictor first, the code the corrector first; here the predictor is first. The code divides the norms' means over the batch,
-so that a sample depends on its neighbours; here each sample has its own, as in the paper. In a few dimensions |score| often
-comes near 0 and that step becomes long: prefer `AnnealedLangevin` there. For VP both multiply e by alpha_i = 1 - beta_i, which
-tends to 1 on fine grids; here it is left out. `AnnealedLangevin` is the code's `ald`.
+Where papers and code differ (Song et al. 2021, 2011.13456, and its published code): algorithms 2 and 3 of the paper run
+the predictor first, the code the corrector first; here the predictor is first. The code divides the norms' means over
+the batch, so that a sample depends on its neighbours; here each sample has its own, as in the paper. In a few
+dimensions |score| often comes near 0 and that step becomes long: prefer `AnnealedLangevin` there. For VP both multiply
+e by alpha_i = 1 - beta_i, which tends to 1 on fine grids; here it is left out. `AnnealedLangevin` is the code's `ald`.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class _Corrector(Solver):
     def check(self, sde: SDE) -> None:
         if needs_model(self, sde).model.coupled:
             raise ValueError(
-                f"{type(self).__name__} needs a score, and this model was trained with a coupling: leave the corrector out, "
-                "or train with coupling=None"
+                f"{type(self).__name__} needs a score, and this model was trained with a coupling: "
+                "leave the corrector out, or train with coupling=None"
             )
 
 

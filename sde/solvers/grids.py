@@ -1,8 +1,8 @@
 r"""Time grids: a tensor of steps + 1 times from t_max down to t_min, float64. Flip one to run up.
 
-Grids other than `uniform` place their nodes by the noise-to-signal ratio rho = sigma / alpha, which is what a network sees.
-Where alpha = 0 at t_max that ratio is infinite: the first node is t_max itself, and the rest are placed as if the ratio
-there were `CAP`, growing with the square of the number of steps, so that the first step shrinks with the others.
+Grids other than `uniform` place their nodes by the noise-to-signal ratio rho = sigma / alpha, which is what a network
+sees. Where alpha = 0 at t_max that ratio is infinite: the first node is t_max itself, and the rest are placed as if the
+ratio there were `CAP`, growing with the square of the number of steps, so that the first step shrinks with the others.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def log_snr(sde: ForwardSDE, steps: int) -> Tensor:
 
 
 def data_scaled(sde: ForwardSDE, steps: int, scale: float = 1.0, centre: float = 0.6, width: float = 0.7) -> Tensor:
-    """Equal steps in asinh(log(ratio / c) / w) with c = centre × the data's scale: dense where noise and data are alike.
+    """Equal steps in asinh(log(ratio / c) / w), c = centre × the data's scale: dense where noise and data are alike.
 
     Args:
         sde: Forward SDE; a matrix SDE gets the uniform grid.

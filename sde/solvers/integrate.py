@@ -1,8 +1,8 @@
 r"""The one loop: x_{i+1} = step(x_i, t_i, t_{i+1}) along a fixed grid of times.
 
-Everything that moves a state through time goes through `trajectory`: forward simulation, sampling, encoding, likelihood. The
-direction of the grid decides which way it runs. Coefficients of the whole grid are made once (`sde.nodes`), so that a step
-adds a handful of elementwise operations to the network's own time.
+Everything that moves a state through time goes through `trajectory`: forward simulation, sampling, encoding,
+likelihood. The direction of the grid decides which way it runs. Coefficients of the whole grid are made once
+(`sde.nodes`), so that a step adds a handful of elementwise operations to the network's own time.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ def trajectory(
         times: Grid, strictly monotone, in the direction of the run.
         solver: The rule of a step.
         generator: One generator, or one for each sample.
-        noise: What steps draw from; a `BrownianPath` lets several solves share one path. Default: `WhiteNoise(generator)`.
+        noise: What steps draw from; a `BrownianPath` lets several solves share one path. Default:
+            `WhiteNoise(generator)`.
 
     Raises:
         ValueError: If the grid, the state or the solver does not fit the SDE.
@@ -253,8 +254,8 @@ def sample(
         x = state.x
     if not bool(torch.isfinite(x).all()):
         raise ValueError(
-            "samples are not finite: use more steps, a grid with smaller first steps (grids.log_snr), a weaker guidance, or "
-            'a model of param "edm"'
+            "samples are not finite: use more steps, a grid with smaller first steps (grids.log_snr), "
+            'a weaker guidance, or a model of param "edm"'
         )
     return x
 

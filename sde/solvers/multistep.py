@@ -110,7 +110,8 @@ class AdamsBashforth(Solver):
         if type(t) is Node and type(s) is Node and len(self.memory) >= min(k - 1, t.index):
             return t.table.column(forward, ("angle", k, scale), lambda u: _angles(forward, scale, u, k))[t.index]
         past = [theta for theta, _ in self.memory]
-        return tuple(float(c[0]) for c in _angles(forward, scale, torch.tensor([float(t), float(s)], dtype=torch.float64), k, past))
+        times = torch.tensor([float(t), float(s)], dtype=torch.float64)
+        return tuple(float(c[0]) for c in _angles(forward, scale, times, k, past))
 
 
 def _angles(sde: ScalarSDE, scale: float, times: Tensor, k: int, past: list[float] | None = None) -> tuple[Tensor, ...]:

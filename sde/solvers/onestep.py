@@ -1,7 +1,7 @@
 r"""One-step solvers: each step body beside its paper's formula.
 
-A step goes from t to s, h = s - t (negative in reverse). `Euler`, `Heun` and `RK4` see drift and diffusion only and solve
-any SDE; `ReverseDiffusion`, `DDIM` and `Ancestral` use the endpoints of a score model and need a `ReverseSDE`.
+A step goes from t to s, h = s - t (negative in reverse). `Euler`, `Heun` and `RK4` see drift and diffusion only and
+solve any SDE; `ReverseDiffusion`, `DDIM` and `Ancestral` use the endpoints of a score model and need a `ReverseSDE`.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class _Smooth(Solver):
     def check(self, sde: SDE) -> None:
         if sde.noisy and not sde.additive:
             raise ValueError(
-                f"{type(self).__name__} on {type(sde).__name__} would converge to the Stratonovich solution, as its noise "
-                "depends on the state: use Euler"
+                f"{type(self).__name__} on {type(sde).__name__} would converge to the Stratonovich solution, "
+                "as its noise depends on the state: use Euler"
             )
 
 
@@ -100,8 +100,9 @@ class Heun(_Smooth):
 class RK4(_Smooth):
     """The classical Runge–Kutta method; with noise, the last two of its four slopes see the step's increment.
 
-    Weights b = (1, 2, 2, 1)/6 on slopes that see the parts c = (0, 0, 1, 1) of it: weak order 2 needs sum b c = 1/2, the
-    mean of W along the step, and sum b c^2 = 1/2, that of W^2; a path with W spread evenly has 1/3 there, and weak order 1.
+    Weights b = (1, 2, 2, 1)/6 on slopes that see the parts c = (0, 0, 1, 1) of it: weak order 2 needs sum b c = 1/2,
+    the mean of W along the step, and sum b c^2 = 1/2, that of W^2. (With W spread evenly over the step the latter is
+    1/3, and the weak order 1.)
 
     References:
         Kutta (1901), Z. Math. Phys. 46, 435.
@@ -129,8 +130,8 @@ class RK4(_Smooth):
 class ReverseDiffusion(Solver):
     """Reverse diffusion: the forward SDE's own discrete step, with mean a x and variance q, turned round.
 
-    x_s = x - (a - 1) x + (1 + eta^2) / 2 q score + eta sqrt(q) z, a and q exact for the interval where the authors' code
-    takes them to first order in h.
+    x_s = x - (a - 1) x + (1 + eta^2) / 2 q score + eta sqrt(q) z, a and q exact for the interval where the authors'
+    code takes them to first order in h.
 
     References:
         Song et al. (2021), 2011.13456, appendix E.
@@ -161,7 +162,8 @@ class DDIM(Solver):
     """DDIM: move the endpoints' estimate to the new time; for 0 < eta <= 1 part of eps is drawn anew.
 
     x_s = alpha_s x0 + sqrt(sigma_s^2 - eta^2 v) eps + eta sqrt(v) z, with v the variance of the bridge x_s | x_t, x0.
-    eta = 0 is exponential Euler on the probability flow; eta = 1 is ancestral sampling. A matrix SDE takes eta 0 or 1.
+    eta = 0 is exponential Euler on the probability flow; eta = 1 is ancestral sampling. A matrix SDE takes eta 0 or 1,
+    and eta = 0 carries eps along the Cholesky factor: its marginals are the flow's, its paths are not.
 
     References:
         Song, Meng & Ermon (2021), 2010.02502, eq. 12 and 16.
@@ -179,12 +181,13 @@ class DDIM(Solver):
         reverse = needs_model(self, sde)
         if reverse.eta > 1:
             raise ValueError(
-                f"{type(self).__name__} takes eta up to 1, where all of eps is drawn anew that can be, got eta={reverse.eta}: "
-                "use Euler or ReverseDiffusion"
+                f"{type(self).__name__} takes eta up to 1, where all of eps is drawn anew that can be, "
+                f"got eta={reverse.eta}: use Euler or ReverseDiffusion"
             )
         if not isinstance(reverse.model.sde, ScalarSDE) and reverse.eta not in (0.0, 1.0):
             raise ValueError(
-                f"{type(self).__name__} on the matrix SDE {type(reverse.model.sde).__name__} takes eta 0 or 1, got {reverse.eta}"
+                f"{type(self).__name__} on the matrix SDE {type(reverse.model.sde).__name__} takes eta 0 or 1, "
+                f"got eta={reverse.eta}: use Euler or ReverseDiffusion"
             )
 
     def step(self, sde: SDE, x: Tensor, t: float, s: float, noise: Noise) -> Tensor:  # noqa: D102

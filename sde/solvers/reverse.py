@@ -4,8 +4,8 @@ For every eta >= 0 the SDE
 
     dx = (velocity - eta^2 / 2 G G' score) dt + eta G dW,        t decreasing,
 
-has the marginals p_t of the forward SDE: eta = 0 is the probability-flow ODE, eta = 1 Anderson's reverse SDE, in between and
-beyond lie more or less noise on the same marginals.
+has the marginals p_t of the forward SDE: eta = 0 is the probability-flow ODE, eta = 1 Anderson's reverse SDE, in
+between and beyond lie more or less noise on the same marginals.
 """
 
 from __future__ import annotations
@@ -59,6 +59,6 @@ class ReverseSDE(SDE):
         return self.model.sde.diffusion(x, t, z if self.eta == 1.0 else self.eta * z)
 
     def singular(self, t: float | Tensor) -> bool:
-        """True where the drift is infinite, so that a step must go by the endpoints: alpha = 0 with noise, sigma = 0."""
+        """True where the drift is infinite and a step goes by the endpoints: alpha = 0 with noise, or sigma = 0."""
         forward = self.model.sde
         return forward.singular(t) if self.noisy else forward.velocity_singular(t)

@@ -1,7 +1,8 @@
 r"""What a solver is: one step from t to s, and what it promises.
 
-A solver's orders are claims that the tests fit on closed forms: `order` for an ODE (global error ~ h^order), `strong` along
-one Brownian path with additive noise, `weak` in distribution. `calls` is the number of model evaluations in a step.
+A solver's orders are claims that the tests fit on closed forms: `order` for an ODE (global error ~ h^order), `strong`
+along one Brownian path with additive noise, `weak` in distribution. `calls` is the number of model evaluations in a
+step.
 """
 
 from __future__ import annotations
