@@ -26,7 +26,11 @@ LAWS = {
     "4": "finite on [t_min, t_max], the same in every shape, dtype and spelling of t",
     "5": "the score is the gradient of the log-density",
     "6a": "every parameterisation gives the same point",
+    "6b": "a solver keeps the orders and the calls that it declares",
+    "6c": "a solver's samples are no further from the truth than the truth from itself",
+    "7": "up and then down the flow is the identity",
     "8": "guidance of no strength changes nothing",
+    "9": "the likelihood is that of the marginal at t_min",
     "10": "same generator, same bits, whatever the batch",
     "11": "a coupled model has a velocity and no score",
 }
