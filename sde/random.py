@@ -181,10 +181,7 @@ class BrownianPath(Noise):
             return self._values[i]
         if not self._times:
             w = torch.zeros_like(x)
-        elif i in (
-            0,
-            len(self._times),
-        ):  # outside what is known: an independent increment beyond the nearest time
+        elif i in (0, len(self._times)):  # outside what is known: an independent increment beyond the nearest time
             near = 0 if i == 0 else -1
             w = self._values[near] + randn_like(x, self.generator) * math.sqrt(abs(t - self._times[near]))
         else:

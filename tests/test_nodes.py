@@ -1,0 +1,88 @@
+"""Nodes of a run: numbers that know their table, and columns made once."""
+
+import pytest
+import torch
+
+import sde
+from sde.nodes import Node, Table, between, tabulated
+
+
+class Counted:
+    def __init__(self) -> None:
+        self.asked: list[torch.Tensor] = []
+
+    @tabulated
+    def pair(self, t: torch.Tensor) -> tuple[torch.Tensor, float]:
+        self.asked.append(t)
+        return 2 * t, 3.0
+
+    @tabulated
+    def matrix(self, t: torch.Tensor) -> torch.Tensor:
+        return t[:, None].expand(-1, 2)
+
+
+TIMES = torch.tensor([1.0, 0.6, 0.1])
+
+
+def test_a_node_is_a_number_in_double_precision() -> None:
+    nodes = Table(torch.tensor([1.0, 0.6, 0.1], dtype=torch.float64)).nodes
+    assert nodes == [1.0, 0.6, 0.1]
+    assert all(type(node) is Node and isinstance(node, float) for node in nodes)
+    assert type(nodes[0] - nodes[1]) is float
+
+
+def test_a_column_is_made_once_for_the_whole_grid_and_looked_up() -> None:
+    owner, table = Counted(), Table(TIMES, fractions=(0.5,))
+    rows = [owner.pair(node) for node in table.all]
+    assert len(owner.asked) == 1
+    assert owner.asked[0].dtype == torch.float64
+    assert rows == [(2 * float(t), 3.0) for t in table.all]
+    assert all(type(c) is float for row in rows for c in row)
+    assert owner.matrix(table.nodes[1]).tolist() == [table.nodes[1]] * 2
+
+
+def test_a_tensor_of_times_is_computed_as_written() -> None:
+    owner = Counted()
+    twice, three = owner.pair(torch.tensor([0.5, 0.25]))
+    assert twice.tolist() == [1.0, 0.5]
+    assert three == 3.0
+
+
+def test_each_table_and_each_owner_has_its_own_column() -> None:
+    one, other = Counted(), Counted()
+    for table in (Table(TIMES), Table(2 * TIMES)):
+        assert one.pair(table.nodes[0])[0] == other.pair(table.nodes[0])[0] == 2 * table.nodes[0]
+    assert len(one.asked) == len(other.asked) == 2
+
+
+def test_a_table_keeps_its_owners_alive_so_that_no_id_is_met_twice() -> None:
+    table = Table(TIMES)
+    for k in range(20):  # were owners let go, a new one would take the id, and the column, of an old one
+        flow = sde.EDM(0.001 * (k + 1), 80.0)
+        assert flow.levels(table.nodes[0]) == (1.0, 1.0)
+        vp = sde.VP(beta_max=1.0 + k)
+        assert vp.levels(table.nodes[0])[0] == pytest.approx(float(vp.alpha(torch.tensor(1.0))), rel=1e-6)
+        del flow, vp
+
+
+def test_times_inside_a_step() -> None:
+    table = Table(TIMES, fractions=(0.5, 0.25))
+    t, s = table.nodes[:2]
+    for fraction in (0.5, 0.25):
+        inside = between(t, s, fraction)
+        assert type(inside) is Node
+        assert inside == pytest.approx(t + fraction * (s - t))
+    assert type(between(t, s, 0.3)) is float
+    assert between(t, s, 0.3) == pytest.approx(t + 0.3 * (s - t))
+    assert between(1.0, 0.0, 0.5) == 0.5
+    assert len(table.all) == 3 + 2 * 2
+    last = between(table.nodes[1], table.nodes[2], 0.25)
+    assert last == pytest.approx(0.6 - 0.25 * 0.5)
+
+
+@pytest.mark.parametrize("down", [True, False])
+def test_nodes_run_either_way(down: bool) -> None:
+    times = TIMES if down else TIMES.flip(0)
+    table = Table(times, fractions=(0.5,))
+    assert table.nodes == times.double().tolist()
+    assert between(*table.nodes[:2], 0.5) == pytest.approx(float(times[:2].mean()))
