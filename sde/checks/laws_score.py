@@ -62,7 +62,8 @@ def _score_size(sde: ForwardSDE, t: float, point: Point) -> Tensor:
     at = Probe(sde, t, point.x0.shape[1:])
     x, x0 = (c.double().flatten(1).abs() for c in (point.x, point.x0))
     terms = x + x0 @ at.A.abs().T
-    return (terms @ at.W.abs().T @ at.S.abs().T).reshape(point.x.shape)
+    size = (terms @ at.W.abs().T @ at.S.abs().T).amax(1)
+    return size.reshape(-1, *[1] * (point.x.ndim - 1))
 
 
 class _Answer(nn.Module):
