@@ -76,7 +76,7 @@ def birth(
         raise ValueError(f"index must be one of the {trajectory.x.shape[1]} images of the batch, got {index}")
     rows = pick(t, times)
     frames = trajectory.x[rows, index].float()
-    widest = torch.quantile(frames.abs().flatten(1), 0.98, dim=1).clamp(min=1)
+    widest = torch.quantile(frames.abs().flatten(1), 0.9, dim=1).clamp(min=1)
     x = pictures("trajectory", frames / widest[:, None, None, None])
     with style():
         ax, columns, _ = _show(x, len(x), ax, "an image being born" if t[0] > t[-1] else "an image dissolving", kwargs)
