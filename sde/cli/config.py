@@ -1,0 +1,123 @@
+"""What each command can be told: frozen dataclasses with their defaults.
+
+A configuration is made from four layers, each over the one before: the defaults here, a recipe in TOML, `key=value`,
+and flags (`--steps 500`), which tyro reads off the same dataclasses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from sde.cli.choice import Choice
+
+_by_name = tyro.constructors.PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="NAME",
+    instance_from_str=lambda words: Choice(words[0]),
+    is_instance=lambda x: x is None or isinstance(x, Choice),
+    str_from_instance=lambda x: ["none" if x is None else x.name],
+)
+Named = Annotated[Choice, _by_name]
+MaybeNamed = Annotated[Choice | None, _by_name]
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a score network; the run can be interrupted, and the same command goes on with it."""
+
+    data: Named = field(default=Choice("moons", {"n": 20_000}))
+    """Data set; its arguments as data.n=20000."""
+    sde: Named = field(default=Choice("VP"))
+    """Forward SDE; its arguments as sde.beta_max=20."""
+    model: Named = field(default=Choice("MLP"))
+    """Network; its arguments as model.width=128 model.depth=3."""
+    param: str = "edm"
+    """What the network's output means: edm, eps, x0, v, velocity, score."""
+    conditional: bool = False
+    """Tell the network the class of each datum."""
+    steps: int = 5000
+    """Optimizer steps in all."""
+    batch: int = 256
+    """Samples in a step."""
+    lr: float = 2e-3
+    """Peak learning rate of Adam."""
+    warmup: int = 100
+    """Steps over which it rises."""
+    ema: float = 0.999
+    """Decay of the average of the weights."""
+    weight: Named = field(default=Choice("unit"))
+    """Weight over noise levels."""
+    times: MaybeNamed = None
+    """Distribution of training times; the SDE's own without one."""
+    coupling: MaybeNamed = None
+    """Which noise goes with which datum; a coupled model has a velocity and no score."""
+    seed: int = 0
+    """Of weights, data, times and noise."""
+    every: int = 100
+    """Steps between two entries of the history, and two checkpoints."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1, mps."""
+    resume: bool = True
+    """Go on with the run that is in the folder; resume=false starts anew."""
+    out: Path | None = None
+    """Folder of the run; out/train/NAME without one."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw from a trained model: a file of samples, and a picture of them."""
+
+    n: int = 1000
+    """How many."""
+    steps: int = 32
+    """Solver steps."""
+    solver: MaybeNamed = None
+    """Solver; its arguments as solver.snr=0.1. Without one, the default of sde.sample."""
+    eta: float | None = None
+    """Noise of the reverse SDE: 0 the probability-flow ODE, 1 the reverse SDE; the solver's own without one."""
+    grid: Named = field(default=Choice("data_scaled"))
+    """Times at which the solver stops."""
+    label: int | None = None
+    """Class to draw from, where the network knows classes; all in turn without one."""
+    seed: int = 0
+    """Of the noise."""
+    batch: int = 10_000
+    """Samples drawn at a time."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1, mps."""
+    out: Path | None = None
+    """File: .npz or .safetensors, with a .png beside it; or .png alone. Without one, samples.npz beside the model."""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Draw a trained model (its score field, paths, history, a film), or a file of samples."""
+
+    what: str = "all"
+    """score, paths, snapshots, samples, history or movie; "all" is all of them but the movie."""
+    n: int = 1000
+    """Samples to draw, or to show."""
+    steps: int = 64
+    """Solver steps of each run."""
+    seed: int = 0
+    """Of the noise."""
+    out: Path | None = None
+    """Folder of the pictures; that of the file without one."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Train, sample and draw two moons, then handwritten digits."""
+
+    digits: bool = True
+    """The second part: digits by the same lines."""
+    seed: int = 0
+    """Of everything."""
+    smoke: bool = False
+    """A few steps of everything, to see that it runs; SDE_SMOKE=1 in the environment says the same."""
+    out: Path = Path("out/demo")
+    """Folder of figures and page."""

@@ -1,0 +1,90 @@
+"""What a command line may call by name: the only tables from names to classes.
+
+A new SDE, solver, data set or network is one line here. Arguments are read off the callable's own signature, so that
+`sde.sigma_max=10` is checked and passed on without another word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import sde
+from sde import data, nets, train
+from sde.solvers import grids
+
+Table = dict[str, Callable[..., Any]]
+
+SDES: Table = {
+    "VP": sde.VP,
+    "SubVP": sde.SubVP,
+    "VE": sde.VE,
+    "EDM": sde.EDM,
+    "Cosine": sde.Cosine,
+    "Flow": sde.Flow,
+    "OrnsteinUhlenbeck": sde.OrnsteinUhlenbeck,
+    "Tabulated.linear": sde.Tabulated.linear,
+    "Tabulated.cosine": sde.Tabulated.cosine,
+    "CLD": sde.CLD,
+    "ThirdOrderLangevin": sde.ThirdOrderLangevin,
+}
+
+SOLVERS: Table = {
+    "AdamsBashforth": sde.AdamsBashforth,
+    "Heun": sde.Heun,
+    "RK4": sde.RK4,
+    "Euler": sde.Euler,
+    "EulerMaruyama": sde.EulerMaruyama,
+    "ReverseDiffusion": sde.ReverseDiffusion,
+    "Ancestral": sde.Ancestral,
+    "DDIM": sde.DDIM,
+    "PredictorCorrector": sde.PredictorCorrector,
+    "Langevin": sde.Langevin,
+    "AnnealedLangevin": sde.AnnealedLangevin,
+}
+
+DATA: Table = {
+    "moons": data.moons,
+    "circles": data.circles,
+    "swiss_roll": data.swiss_roll,
+    "checkerboard": data.checkerboard,
+    "pinwheel": data.pinwheel,
+    "eight_gaussians": data.eight_gaussians,
+    "spirals": data.spirals,
+    "s_curve": data.s_curve,
+    "picture": data.from_picture,
+    "digits": data.digits,
+}
+
+NETS: Table = {"MLP": nets.MLP}
+
+WEIGHTS: Table = {
+    "unit": lambda: train.unit,
+    "constant": lambda: train.constant,
+    "likelihood": lambda: train.likelihood,
+    "min_snr": train.min_snr,
+}
+
+TIMES: Table = {"Uniform": train.Uniform, "LogNormal": train.LogNormal, "Discrete": train.Discrete}
+
+COUPLINGS: Table = {"optimal_transport": lambda: train.optimal_transport}
+
+GRIDS: Table = {
+    "data_scaled": grids.data_scaled,
+    "karras": grids.karras,
+    "log_snr": grids.log_snr,
+    "uniform": grids.uniform,
+    "quadratic": grids.quadratic,
+}
+
+TABLES: dict[str, Table] = {
+    "sde": SDES,
+    "solver": SOLVERS,
+    "data": DATA,
+    "net": NETS,
+    "weight": WEIGHTS,
+    "times": TIMES,
+    "coupling": COUPLINGS,
+    "grid": GRIDS,
+}
+"""Kind of thing to its table; what an error calls the kind."""

@@ -1,0 +1,97 @@
+"""`sde train`: a recipe becomes a checkpoint, a history and a picture of it."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import sde
+from sde.cli import common
+from sde.cli.choice import arguments, make
+from sde.cli.config import Train
+from sde.cli.mistakes import Mistake
+from sde.cli.parse import parse, to_toml, to_tree
+
+CHANGEABLE = {"out", "resume", "device", "every"}
+"""What may differ between a run and its continuation."""
+
+
+def train(argv: Sequence[str]) -> int:
+    """Run the command; 0 if all went well."""
+    name, config = parse(Train, "train", argv, recipe=True)
+    folder = config.out or Path("out/train") / (name or config.data.name)
+    check_folder(folder, config)
+    model, data, cond = build(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe, checkpoint = folder / "recipe.toml", folder / "model.safetensors"
+    recipe.write_text(to_toml(to_tree(config)) + "\n", encoding="utf-8")
+    print(f"{config.data.name}: {len(data)} samples of shape {tuple(data.shape[1:])}; {model.sde}; {checkpoint}")
+    try:
+        history = sde.fit(model, data, checkpoint=checkpoint, cond=cond, **fit_arguments(config))
+    except KeyboardInterrupt:
+        again = f"sde train {recipe} out={folder}"
+        print(
+            f"\nstopped. Go on with:  {again}"
+            if checkpoint.exists()
+            else f"\nstopped before the first checkpoint: {again}"
+        )
+        return 130
+    common.save(sde.plot.history(history), folder / "history.png")
+    print(f"trained {history.step[-1]} steps in {history.seconds[-1]:.0f} s, loss {history.loss[-1]:.4f}")
+    print(f"wrote {checkpoint}, {recipe} and {folder / 'history.png'}")
+    print(f"draw from it:  sde sample {checkpoint}\nlook into it:  sde plot {checkpoint}")
+    return 0
+
+
+def build(config: Train) -> tuple[sde.ScoreModel, Any, dict[str, Any]]:
+    """Model, data and conditioning that a configuration describes."""
+    device = common.checked_device(config.device)
+    drawn = make("data", config.data, n=20_000, generator=common.generator(config.seed)).to(device)
+    if config.conditional and drawn.label is None:
+        raise Mistake(f"conditional=true, but {config.data.name} has no classes: leave it out")
+    cond = {"label": drawn.label} if config.conditional else {}
+    forward = make("sde", config.sde)
+    ours = {"dim": drawn.x[0].numel(), "classes": int(drawn.label.max()) + 1 if config.conditional else 0}
+    # A table's clock is an index, which needs other time features than a log noise level.
+    if isinstance(forward, sde.Tabulated) and "time" in arguments("net", config.model.name):
+        ours["time"] = "sinusoidal"
+    with common.initial_weights(config.seed):
+        net = make("net", config.model, **ours)
+    try:
+        mean, scale = drawn.x.mean(0), float(drawn.x.std())
+        return sde.ScoreModel(net, forward, config.param, mean, scale).to(device), drawn.x, cond
+    except ValueError as error:
+        raise Mistake(str(error)) from error
+
+
+def fit_arguments(config: Train) -> dict[str, Any]:
+    """What `sde.fit` is told beside model, data and file."""
+    return {
+        "steps": config.steps,
+        "batch": config.batch,
+        "lr": config.lr,
+        "warmup": config.warmup,
+        "ema": config.ema,
+        "weight": make("weight", config.weight),
+        "times": make("times", config.times) if config.times else None,
+        "coupling": make("coupling", config.coupling) if config.coupling else None,
+        "generator": common.generator(config.seed + 1, config.device),
+        "every": config.every,
+        "resume": config.resume,
+    }
+
+
+def check_folder(folder: Path, config: Train) -> None:
+    """Refuse to go on with a run under another configuration than it began with."""
+    recipe = folder / "recipe.toml"
+    if not config.resume or not (folder / "model.safetensors").exists() or not recipe.exists():
+        return
+    old, new = tomllib.loads(recipe.read_text(encoding="utf-8")), to_tree(config)
+    changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k not in CHANGEABLE]
+    if changed:
+        was = ", ".join(f"{k} was {old.get(k, 'none')!r}, now {new.get(k, 'none')!r}" for k in changed)
+        raise Mistake(
+            f"{folder} holds another run ({was}): pass out=FOLDER for a new one, or resume=false to replace it"
+        )
