@@ -1,8 +1,9 @@
 r"""Checkpoints: one safetensors file that rebuilds its objects and cannot lie.
 
 The file's header carries a manifest in JSON: the public classes of `sde` and the plain arguments they were made with,
-and a SHA-256 over manifest and tensors. Nothing is unpickled. A file is written beside its place, flushed to disk and
-renamed, so that a reader sees the old one or the new one and never half of it; an altered or truncated file is refused.
+and before it a SHA-256 over manifest and tensors. Nothing is unpickled. A file is written beside its place, flushed to
+disk and renamed, so that a reader sees the old one or the new one and never half of it; an altered or truncated file is
+refused. The same model makes the same bytes.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from sde.train.manifest import CheckpointError, describe, rebuild
 
 FORMAT = 1
 
+KEY = "sde"
+"""Name of the header's entry: the hash, a space, the manifest."""
+
 BESIDE = ("raw/", "optimizer/", "generator/", "run/")
 """Names of tensors that belong to a training run and not to the model."""
 
@@ -46,7 +50,8 @@ def write(path: str | Path, manifest: dict[str, Any], tensors: dict[str, Tensor]
     path = writable(path)
     text = json.dumps({"format": FORMAT, **manifest}, allow_nan=False)
     tensors = {k: v.detach().contiguous().cpu().clone() for k, v in tensors.items()}
-    data = save(tensors, metadata={"manifest": text, "sha256": _digest(text, tensors)})
+    # One entry, as the order of several would differ from file to file.
+    data = save(tensors, metadata={KEY: f"{_digest(text, tensors)} {text}"})
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
         with part.open("xb") as file:
@@ -101,13 +106,14 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             tensors = {k: file.get_tensor(k).clone() for k in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} is truncated or no safetensors file ({error}): use an older one") from error
-    if "manifest" not in meta or "sha256" not in meta:
+    if KEY not in meta:
         raise CheckpointError(
             f"{path} has no manifest: it was not written by sde.save; load its tensors with safetensors"
         )
-    if _digest(meta["manifest"], tensors) != meta["sha256"]:
+    digest, _, text = meta[KEY].partition(" ")
+    if _digest(text, tensors) != digest:
         raise CheckpointError(f"{path} was altered: its SHA-256 does not match its content; use an older one")
-    return _parsed(meta["manifest"], path), tensors
+    return _parsed(text, path), tensors
 
 
 def _missing(path: Path) -> str:

@@ -44,7 +44,7 @@ class CheckpointError(ValueError):
 
 @functools.cache
 def _public() -> dict[str, type]:
-    """The classes of `sde` that a score model is made of, by name."""
+    """The classes of `sde` that a score model is made of, by name: those whose arguments are plain."""
     rooms = (sde.forward, sde.nets, sde.score)
     classes = [c for room in rooms for c in (getattr(room, name) for name in room.__all__) if inspect.isclass(c)]
     parts = (sde.forward.ForwardSDE, sde.score.ScoreModel)
@@ -52,6 +52,7 @@ def _public() -> dict[str, type]:
         c.__name__: c
         for c in classes
         if not inspect.isabstract(c) and (issubclass(c, parts) or c.__module__.startswith("sde.nets."))
+        if c is not sde.forward.FromCoefficients
     }
 
 
@@ -140,9 +141,8 @@ def _rebuilt(made: Any, own: Sequence[type], largest: float, depth: int) -> Any:
     if isinstance(made, list):
         return [_rebuilt(m, own, largest, depth + 1) for m in made]
     if isinstance(made, int) and abs(made) > largest:
-        raise CheckpointError(
-            f"the manifest asks for {made:.3g}, more than its file can hold: sde.save did not write it"
-        )
+        digits = made.bit_length() * 3 // 10
+        raise CheckpointError(f"the manifest asks for a number of {digits} digits: sde.save did not write it")
     if not isinstance(made, dict):
         return made
     if set(made) != {"class", "args"} or not isinstance(made["args"], dict):
@@ -193,6 +193,8 @@ def _check_arguments(cls: type, args: dict[str, Any]) -> None:
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a rebuilt value is what a type hint says."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, h) for h in inner)
     if origin is typing.Literal:
