@@ -21,7 +21,7 @@ from sde.random import Generator, Noise, WhiteNoise
 from sde.score import Model
 from sde.solvers import grids
 from sde.solvers.multistep import AdamsBashforth
-from sde.solvers.onestep import DDIM, Heun
+from sde.solvers.onestep import DDIM, Heun, Transition
 from sde.solvers.reverse import ReverseSDE
 from sde.solvers.solver import Solver
 
@@ -129,13 +129,19 @@ def trajectory(
 
 def _run(sde: SDE, x: Tensor, times: Tensor, solver: Solver, noise: Noise) -> Iterator[State]:
     nodes: list[Any] = list(Table(times, solver.fractions).nodes if sde.tabulates else times)
-    # At an end where the drift is infinite (alpha = 0 with noise, sigma = 0) the step goes by the endpoints instead.
+    # At an end where coefficients are infinite (alpha = 0 with noise, sigma = 0) the step goes by the endpoints
+    # instead, forward by the exact transition.
     plans = [solver] * (len(nodes) - 1)
     if isinstance(sde, ReverseSDE):
         if sde.singular(nodes[0]):
             plans[0] = DDIM()
         if sde.singular(nodes[-1]) and solver.endpoint:
             plans[-1] = DDIM()
+    elif isinstance(sde, ForwardSDE):
+        if sde.singular(nodes[0]):
+            plans[0] = Transition()
+        if sde.singular(nodes[-1]) and solver.endpoint:
+            plans[-1] = Transition()
     calls = 0
     yield State(float(nodes[0]), x, calls)
     for (t, s), plan in zip(pairwise(nodes), plans, strict=True):

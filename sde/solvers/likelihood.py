@@ -1,6 +1,6 @@
 r"""Likelihood through the probability flow: the change of variables, integrated beside the state.
 
-Along dx/dt = v(x, t) a density obeys d log p_t(x_t) / dt = -div v(x_t, t), so that a datum taken from t_min to t_max has
+Along dx/dt = v(x, t) a density obeys d log p_t(x_t) / dt = -div v(x_t, t); so a datum moved from t_min to t_max has
 
     log p_tmin(x) = log p_tmax(x_tmax) + int_tmin^tmax div v(x_t, t) dt.
 

@@ -10,7 +10,7 @@ import math
 
 from torch import Tensor, add
 
-from sde.forward import SDE, ScalarSDE
+from sde.forward import SDE, ForwardSDE, ScalarSDE
 from sde.forward.scalar import root
 from sde.nodes import between
 from sde.random import Noise
@@ -125,6 +125,27 @@ class RK4(_Smooth):
         k3 = sde.drift(add(y, k2, alpha=h / 2), m)
         k4 = sde.drift(add(y, k3, alpha=h), s)
         return add(y, k1 + 2 * (k2 + k3) + k4, alpha=h / 6)
+
+
+class Transition(Solver):
+    """The forward SDE's own transition, drawn exactly; `trajectory` takes it from sigma = 0, where g^2 = 0 × infinity.
+
+    Example:
+        >>> import torch, sde
+        >>> states = sde.trajectory(sde.VP(), torch.zeros(4, 2), torch.linspace(0, 1, 5), sde.Euler())
+        >>> bool(list(states)[-1].x.isfinite().all())
+        True
+    """
+
+    order, strong, weak, calls = 1.0, 1.0, 1.0, 0
+
+    def check(self, sde: SDE) -> None:  # noqa: D102
+        if not isinstance(sde, ForwardSDE):
+            raise ValueError(f"Transition runs a ForwardSDE up in time, got {type(sde).__name__}: use Euler")
+
+    def step(self, sde: SDE, x: Tensor, t: float, s: float, noise: Noise) -> Tensor:  # noqa: D102
+        assert isinstance(sde, ForwardSDE)
+        return sde.transition(x, t, s, noise.normal(x, t, s))
 
 
 class ReverseDiffusion(Solver):
