@@ -1,4 +1,4 @@
-"""How the documentation is built: Sphinx, MyST-NB, furo; offline, formulas as MathML, a page for each room of the package."""
+"""How the documentation is built: Sphinx, MyST-NB, furo; offline, formulas as MathML, a page for each room."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import os
 import re
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from xml.etree import ElementTree
 
 from docutils import nodes
 from docutils.utils.math import MathError
@@ -22,6 +24,7 @@ from sphinx.util.docutils import SphinxDirective
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
+os.environ.pop("MPLBACKEND", None)  # notebooks show their figures
 
 import sde  # noqa: E402
 
@@ -39,7 +42,7 @@ nitpicky = False
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist", "attrs_inline"]
 myst_heading_anchors = 3
 
-# Notebooks run once and are kept until their code changes. SDE_SMOKE=1 runs them small, SDE_DOCS_NOTEBOOKS=off not at all.
+# Notebooks run once, until their code changes. SDE_SMOKE=1 runs them small, SDE_DOCS_NOTEBOOKS=off not at all.
 nb_execution_mode = os.environ.get("SDE_DOCS_NOTEBOOKS", "cache")
 nb_execution_cache_path = str(HERE / "_build" / ".jupyter_cache")
 nb_execution_timeout = 900
@@ -73,12 +76,32 @@ html_copy_source = False
 
 def _mathml(translator: Any, node: nodes.Node, block: bool) -> None:
     try:
-        made = tex2mathml(node.astext(), as_block=block)
+        made = _touched_up(tex2mathml(node.astext(), as_block=block))
     except MathError as error:
         logger.warning("formula: %s", error, location=node)
         made = html.escape(node.astext())
     translator.body.append(f'<div class="math">{made}</div>' if block else made)
     raise nodes.SkipNode
+
+
+def _touched_up(mathml: str) -> str:
+    """What docutils makes, with a space after a function's name, and subscripts beside accented letters, not below."""
+    tree = ElementTree.fromstring(mathml.replace("&ApplyFunction;", "\u2061"))
+    for parent in list(tree.iter()):
+        for k, child in enumerate(list(parent)):
+            if child.text == "\u2061" and k + 1 < len(parent) and parent[k + 1].text != "(":
+                parent[k] = ElementTree.Element("mspace", width="0.17em")
+            if child.tag.endswith("munderover") and (child[2].text or "").strip() in ACCENTS:
+                letter, below, accent = child
+                subscript, over = ElementTree.Element("msub"), ElementTree.Element("mover", accent="true")
+                over.extend([letter, accent])
+                subscript.extend([over, below])
+                parent[k] = subscript
+    return ElementTree.tostring(tree, encoding="unicode")
+
+
+ACCENTS = ("ˉ", "ˆ", "˜", "˙", "_")
+ElementTree.register_namespace("", "http://www.w3.org/1998/Math/MathML")
 
 
 # Docstrings: what is plain text there stays plain text.
@@ -124,7 +147,8 @@ def _skip(app: Sphinx, what: str, name: str, obj: object, skip: bool, options: o
     target = inspect.unwrap(obj.fget) if isinstance(obj, property) and obj.fget else obj
     if isinstance(obj, classmethod | staticmethod):
         target = obj.__func__
-    return True if callable(target) and not getattr(target, "__doc__", None) else None
+    doc = getattr(target, "__doc__", None) or ""
+    return True if doc.startswith("Alias for field number") or (callable(target) and not doc) else None
 
 
 # The reference: a room's public names under the module that defines them, its docstring first.
@@ -140,7 +164,7 @@ class Room(SphinxDirective):
         lines: list[str] = []
         for module, names in by_module(room).items():
             title = f"``{module}``"
-            lines += ["", title, "-" * len(title), "", f".. automodule:: {module}", "   :no-members:", "   :no-index:", ""]
+            lines += ["", title, "-" * len(title), "", f".. automodule:: {module}", "   :no-index:", ""]
             for name in names:
                 lines += _entry(room, name)
         return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
@@ -181,7 +205,8 @@ def _notebooks(app: Sphinx) -> None:
 
 
 def setup(app: Sphinx) -> None:
-    app.add_html_math_renderer("mathml", (lambda s, n: _mathml(s, n, False), None), (lambda s, n: _mathml(s, n, True), None))
+    inline, block = partial(_mathml, block=False), partial(_mathml, block=True)
+    app.add_html_math_renderer("mathml", (inline, None), (block, None))
     app.add_directive("room", Room)
     app.connect("autodoc-process-docstring", _docstring, priority=100)  # before napoleon
     app.connect("autodoc-skip-member", _skip)
