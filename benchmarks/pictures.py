@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import overhead, training
-from benchmarks.training_report import is_ours
+from benchmarks.training_report import is_ours, is_peer
 
 # Okabe and Ito (2008).
 ORANGE, BLUE, GREY = "#E69F00", "#0072B2", "#8A8A8A"
@@ -62,7 +62,7 @@ def fits(result: training.Result, path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.2), layout="constrained", width_ratios=[1, 1.25])
     order = sorted(result.rates, key=result.rates.get)
     ratios = [result.rates[name] / result.rates[training.FUSED] for name in order]
-    shades = [ORANGE if is_ours(n) else GREY if n in (training.BARE, training.FUSED) else BLUE for n in order]
+    shades = [ORANGE if is_ours(n) else BLUE if is_peer(n) else GREY for n in order]
     left.barh(range(len(order)), ratios, color=shades, height=0.72)
     for i, ratio in enumerate(ratios):
         left.text(ratio + 0.01, i, f"{ratio:.2f}", va="center", fontsize=8)
@@ -75,10 +75,13 @@ def fits(result: training.Result, path: Path) -> None:
     for name, rungs in result.errors.items():
         seconds = [budget / result.rates[name] for budget in result.ladder[: len(rungs)]]
         mine = is_ours(name)
-        style = {"color": ORANGE, "linewidth": 2, "zorder": 3} if mine else {"color": next(colours), "linewidth": 1.2}
-        if name == training.FUSED:
-            style["color"] = GREY
-        dash = ["-", "--", ":"][[n for n in result.errors if is_ours(n)].index(name) % 3] if mine else "-"
+        style = (
+            {"color": ORANGE, "linewidth": 2, "zorder": 3}
+            if mine
+            else {"color": next(colours) if is_peer(name) else GREY, "linewidth": 1.2}
+        )
+        alike = [n for n in result.errors if (is_ours(n), is_peer(n)) == (mine, is_peer(name))]
+        dash = "-" if is_peer(name) else ["-", "--", ":"][alike.index(name) % 3]
         medians = [statistics.median(rung) for rung in rungs]
         right.plot(seconds, medians, dash, label=name, marker="o", markersize=2.5, **style)
     for goal in result.goals:

@@ -7,23 +7,27 @@ import statistics
 from benchmarks import harness
 from benchmarks.harness import number
 from benchmarks.peers import PACKAGES
-from benchmarks.training import BARE, BATCH, FUSED, OURS, POINTS, Result
+from benchmarks.training import BATCH, FUSED, OURS, POINTS, Result
 
 
 def is_ours(name: str) -> bool:
     return name.startswith(OURS)
 
 
+def is_peer(name: str) -> bool:
+    return not is_ours(name) and not name.startswith("bare loop")
+
+
 def best_peer(result: Result, goal: float) -> tuple[float, str] | None:
     """The peer that is first at a goal: seconds and name."""
-    times = [(t, name) for name in result.errors if name != FUSED and not is_ours(name)
+    times = [(t, name) for name in result.errors if is_peer(name)
              and (t := result.seconds_to(name, goal))]  # fmt: skip
     return min(times) if times else None
 
 
 def report(result: Result) -> str:
     """The Markdown page."""
-    rivals = [name for name in result.rates if name not in (BARE, FUSED) and not is_ours(name)]
+    rivals = [name for name in result.rates if is_peer(name)]
     header = ["way", "steps / s", "÷ bare fused"]
     for goal in result.goals:
         header += [f"steps to {goal:g}", f"s to {goal:g}", "best peer ÷ this"]
