@@ -1,8 +1,8 @@
 r"""Training an equal network, 3 → 128 × 3 → 2, on eight modes: iterations a second, and CPU seconds to a quality.
 
 Every way is used as its own documentation uses it, on the same 25,600 points, with batches of 256: the peers with Adam
-or AdamW at 1e-3, as their toy examples have it, ours with all the defaults of `sde.fit`. If the rate of `fit` is another,
-a bare loop at that rate shows what that alone does.
+or AdamW at 1e-3, as their toy examples have it, ours with all the defaults of `sde.fit`. If the rate of `fit` is
+another, a bare loop at that rate shows what that alone does.
 
 Speed: turns of the same number of steps, in CPU time. Quality: sliced W2 between 10,000 samples and 20,000 fresh
 points, for a ladder of budgets; a way with a learning-rate schedule is trained anew for every budget, one without goes
