@@ -8,8 +8,9 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import ModuleType
-from typing import TypeVar
+from typing import TextIO, TypeVar
 from unittest.mock import MagicMock
 
 PACKAGES = (
@@ -71,9 +72,14 @@ def collect(makers: dict[str, Callable[[], list[T]]], skipped: list[str]) -> lis
 @contextmanager
 def quiet() -> Iterator[None]:
     """Progress bars are drawn, and nobody sees them: their cost counts, their lines do not."""
-    with open(os.devnull, "w") as nowhere:
-        before, sys.stderr = sys.stderr, nowhere
-        try:
-            yield
-        finally:
-            sys.stderr = before
+    before, sys.stderr = sys.stderr, _nowhere()
+    try:
+        yield
+    finally:
+        sys.stderr = before
+
+
+@cache
+def _nowhere() -> TextIO:
+    """Open to the end: a bar that was made in the quiet goes on writing there."""
+    return open(os.devnull, "w")  # noqa: SIM115

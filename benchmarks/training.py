@@ -179,9 +179,9 @@ class Result:
 
 def speed(found: list[Way], data: Tensor, steps: int, rounds: int) -> tuple[dict[str, float], float]:
     """Steps a CPU second, in turns."""
-    trains = {way.name: way.begin(seeded(0), data)[0] for way in found}
-    runs = {name: functools.partial(train, steps) for name, train in trains.items()}
     with quiet():
+        trains = {way.name: way.begin(seeded(0), data)[0] for way in found}
+        runs = {name: functools.partial(train, steps) for name, train in trains.items()}
         turns = harness.interleave(runs, rounds, at_least=0.0)
     rates = {name: steps / turn.least for name, turn in turns.items()}
     return rates, statistics.median(turn.spread for turn in turns.values())
@@ -189,13 +189,11 @@ def speed(found: list[Way], data: Tensor, steps: int, rounds: int) -> tuple[dict
 
 def climb(way: Way, data: Tensor, truth: Tensor, ladder: list[int], seed: int, stop: float) -> list[float]:
     """Error at each rung, until it has been at most `stop` twice in a row."""
-    train, draw = way.begin(seeded(seed), data)
     done, errors = 0, []
     for budget in ladder:
-        if way.scheduled and done:
-            train, draw = way.begin(seeded(seed), data)
-            done = 0
         with quiet():
+            if way.scheduled or not done:
+                (train, draw), done = way.begin(seeded(seed), data), 0
             train(budget - done)
             done = budget
             with torch.random.fork_rng():  # what evaluation draws does not change what training draws
