@@ -21,7 +21,7 @@ from sde.checks.laws_forward import actions, rates, velocity
 from sde.checks.laws_moments import moments, transitions
 from sde.checks.laws_random import randomness, reproducible
 from sde.checks.laws_score import coupled, exact, guidance, params
-from sde.checks.probe import Probe, times_of
+from sde.checks.probe import FEW, Probe, times_of
 from sde.forward import ForwardSDE
 from sde.nodes import Table
 from sde.random import randn
@@ -190,7 +190,7 @@ def model(model: Model, event: Sequence[int] | None = None) -> list[str]:
 def _points(model: Model, event: Sequence[int]) -> None:
     """x = A x0 + L eps of the estimate; every spelling of t; no sample sees its neighbours."""
     sde, dtype = model.sde, model.placement()[1]
-    nodes = Table(torch.tensor(times_of(sde), dtype=torch.float64).flip(0)).nodes
+    nodes = Table(torch.tensor(times_of(sde, FEW), dtype=torch.float64).flip(0)).nodes
     x0 = model.data_scale() * randn((3, *event), torch.Generator().manual_seed(0), dtype=dtype)
     for node in nodes:
         t = float(node)

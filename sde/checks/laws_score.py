@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sde.checks.agree import agree, violated
-from sde.checks.probe import Probe, times_of
+from sde.checks.probe import FEW, Probe, times_of
 from sde.forward import ForwardSDE, Point, ScalarSDE
 from sde.nodes import Table
 from sde.random import randn
@@ -41,7 +41,7 @@ def exact(model: ExactScore, n: int = 4, dtype: torch.dtype = torch.float64, rto
     """
     sde, generator = model.sde, torch.Generator().manual_seed(8)
     rtol = 2000 * torch.finfo(dtype).eps if rtol is None else rtol
-    for t in times_of(sde):
+    for t in times_of(sde, FEW):
         x0 = model.target.sample(n, generator).to(dtype)
         x = sde.perturb(x0, t, generator).x.requires_grad_()
         log_p = model.log_prob(x, t)
@@ -130,8 +130,7 @@ def params(
         >>> sde.checks.params(sde.Flow())
     """
     names = names or [p for p in PARAMS if isinstance(sde, ScalarSDE) or p not in SCALAR_ONLY]
-    times = times_of(sde, (1.0, 0.99, 0.3, 0.01, 0.0))
-    nodes = Table(torch.tensor(times, dtype=torch.float64)).nodes
+    nodes = Table(torch.tensor(times_of(sde, FEW), dtype=torch.float64).flip(0)).nodes
     for param in names:
         for node in nodes:
             _param(sde, param, node, mean, scale, event, dtype)
@@ -218,7 +217,7 @@ def guidance(model: Model, event: Sequence[int] | None = None, rtol: float = 1e-
     """
     event = tuple(model.target.event if isinstance(model, ExactScore) else event or (2,))
     other = ExactScore(Gaussian(torch.full(event, 0.2), [0.3] * max(1, torch.Size(event).numel())), model.sde)
-    for t in times_of(model.sde):
+    for t in times_of(model.sde, FEW):
         x = _states(model, event, t, model.placement()[1])
         point = model(x, t)
         for scale, expected in ((1.0, point), (0.0, other(x, t))):

@@ -19,6 +19,7 @@ from torch import Tensor
 from sde.forward import ForwardSDE
 
 FRACTIONS = (0.0, 1e-3, 0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 1.0)
+FEW = (0.0, 0.01, 0.3, 0.99, 1.0)
 
 
 def times_of(sde: ForwardSDE, fractions: Sequence[float] = FRACTIONS) -> list[float]:

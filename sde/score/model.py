@@ -219,6 +219,7 @@ class ScoreModel(Model):
         """The same at one time for all samples, or one for each, shaped to multiply y."""
         t = as_time(t)
         self.sde.check_time(t)
+        expand(t, y)  # refuses a wrong shape by name
         at = self.levels(t.to(y.device) if t.ndim else t)  # a single time stays where it is, and acts as a number
         clock = at.clock.to(y.device, torch.promote_types(y.dtype, torch.float32)).expand(len(y))
         a0, b0, a1, b1 = (expand(c, y) for c in endpoints(at.alpha, at.sigma, at.p, at.q))
