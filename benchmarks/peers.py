@@ -82,4 +82,4 @@ def quiet() -> Iterator[None]:
 @cache
 def _nowhere() -> TextIO:
     """Open to the end: a bar that was made in the quiet goes on writing there."""
-    return open(os.devnull, "w")  # noqa: SIM115
+    return open(os.devnull, "w")
