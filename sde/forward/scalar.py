@@ -83,12 +83,15 @@ class ScalarSDE(ForwardSDE):
     def log_snr(self, t: float | Tensor) -> Tensor:
         """Log alpha^2 / sigma^2, decreasing in t."""
         t = as_time(t)
-        return 2 * (torch.log(self.alpha(t)) - torch.log(self.sigma(t)))
+        return 2 * (torch.log(self._made("alpha", t)) - torch.log(self._made("sigma", t)))
 
     def time_at(self, log_snr: Tensor) -> Tensor:
-        """Time at which `log_snr` takes the given values, by bisection in [t_min, t_max]; clipped to that interval."""
-        low = torch.full_like(as_time(log_snr), self.t_min)
-        high = torch.full_like(low, self.t_max)
+        """Time at which `log_snr` takes the given values, clipped to [t_min, t_max]."""
+        return self.inverse(as_time(log_snr)).clamp(self.t_min, self.t_max)
+
+    def inverse(self, log_snr: Tensor) -> Tensor:
+        """Inverse of `log_snr`, any value outside of its range: by bisection, unless a subclass states it."""
+        low, high = torch.full_like(log_snr, self.t_min), torch.full_like(log_snr, self.t_max)
         for _ in range(60):  # halvings of an interval in float64
             mid = (low + high) / 2
             early = self.log_snr(mid) > log_snr
@@ -126,7 +129,7 @@ class ScalarSDE(ForwardSDE):
     def levels_on(self, x: Tensor, t: float | Tensor) -> tuple[Coefficient, Coefficient]:
         """alpha and sigma at t, shaped to multiply x."""
         if type(t) is Node:
-            return self.levels(t)
+            return self.all_rates(t)[:2]
         alpha, sigma = self.levels(t)
         return expand(alpha, x), expand(sigma, x)
 

@@ -55,6 +55,12 @@ class _LinearBeta(ScalarSDE):
         """B(t), the integral of beta from 0."""
         return self.beta_min * t + 0.5 * t**2 * (self.beta_max - self.beta_min)
 
+    def when(self, integral: Tensor) -> Tensor:
+        """Time at which B takes a value: the root of a quadratic, written so that it does not cancel."""
+        slope = self.beta_max - self.beta_min
+        integral = integral.clamp_max(2 * self.integral(torch.tensor(self.t_max)).item())  # far beyond, but finite
+        return 2 * integral / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * slope * integral))
+
     def alpha(self, t: Tensor) -> Tensor:
         """exp(-B/2)."""
         return torch.exp(-self.integral(t) / 2)
@@ -84,6 +90,9 @@ class VP(_LinearBeta):
 
     def sigma(self, t: Tensor) -> Tensor:  # noqa: D102
         return torch.sqrt(-torch.expm1(-self.integral(t)))
+
+    def inverse(self, log_snr: Tensor) -> Tensor:  # noqa: D102
+        return self.when(torch.nn.functional.softplus(-log_snr))
 
     def rates(self, t: Tensor) -> Rates:  # noqa: D102
         b, integral = self.beta(t), self.integral(t)
@@ -118,6 +127,9 @@ class SubVP(_LinearBeta):
 
     def sigma(self, t: Tensor) -> Tensor:  # noqa: D102
         return -torch.expm1(-self.integral(t))
+
+    def inverse(self, log_snr: Tensor) -> Tensor:  # noqa: D102
+        return self.when(2 * torch.asinh(torch.exp(-log_snr / 2) / 2))  # sigma / alpha = 2 sinh(B / 2)
 
     def rates(self, t: Tensor) -> Rates:  # noqa: D102
         b, integral = self.beta(t), self.integral(t)
@@ -165,6 +177,9 @@ class VE(ScalarSDE):
 
     def sigma(self, t: Tensor) -> Tensor:  # noqa: D102
         return self.sigma_min * (self.sigma_max / self.sigma_min) ** t
+
+    def inverse(self, log_snr: Tensor) -> Tensor:  # noqa: D102
+        return (-log_snr / 2 - math.log(self.sigma_min)) / math.log(self.sigma_max / self.sigma_min)
 
     def rates(self, t: Tensor) -> Rates:  # noqa: D102
         sigma = self.sigma(t)
@@ -225,6 +240,9 @@ class EDM(ScalarSDE):
     def sigma(self, t: Tensor) -> Tensor:  # noqa: D102
         return t
 
+    def inverse(self, log_snr: Tensor) -> Tensor:  # noqa: D102
+        return torch.exp(-log_snr / 2)
+
     def rates(self, t: Tensor) -> Rates:  # noqa: D102
         return torch.ones_like(t), t, torch.zeros_like(t), torch.ones_like(t)
 
@@ -272,6 +290,12 @@ class Cosine(ScalarSDE):
 
     def sigma(self, t: Tensor) -> Tensor:  # noqa: D102
         return self.rates(t)[1]
+
+    def inverse(self, log_snr: Tensor) -> Tensor:  # noqa: D102
+        u0 = self.s / (1 + self.s) * (math.pi / 2)
+        alpha2, sigma2 = torch.sigmoid(log_snr), torch.sigmoid(-log_snr)
+        u = torch.atan2(torch.sqrt(sigma2 * math.cos(u0) ** 2 + math.sin(u0) ** 2), alpha2.sqrt() * math.cos(u0))
+        return u / (math.pi / 2) * (1 + self.s) - self.s
 
     def rates(self, t: Tensor) -> Rates:  # noqa: D102
         u, u0 = self.angle(t), self.s / (1 + self.s) * (math.pi / 2)
@@ -322,6 +346,9 @@ class Flow(ScalarSDE):
     def sigma(self, t: Tensor) -> Tensor:  # noqa: D102
         return t
 
+    def inverse(self, log_snr: Tensor) -> Tensor:  # noqa: D102
+        return torch.sigmoid(-log_snr / 2)
+
     def rates(self, t: Tensor) -> Rates:  # noqa: D102
         return 1 - t, t, -torch.ones_like(t), torch.ones_like(t)
 
@@ -368,6 +395,9 @@ class OrnsteinUhlenbeck(ScalarSDE):
 
     def sigma(self, t: Tensor) -> Tensor:  # noqa: D102
         return self.s * torch.sqrt(-torch.expm1(-2 * self.theta * t) / (2 * self.theta))
+
+    def inverse(self, log_snr: Tensor) -> Tensor:  # noqa: D102
+        return torch.log1p(2 * self.theta / self.s**2 * torch.exp(-log_snr)) / (2 * self.theta)
 
     def rates(self, t: Tensor) -> Rates:  # noqa: D102
         alpha, sigma = self.alpha(t), self.sigma(t)

@@ -7,6 +7,8 @@ likelihood. The direction of the grid decides which way it runs. Coefficients of
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -67,16 +69,16 @@ def _checked_times(sde: SDE, times: Tensor | Sequence[float]) -> Tensor:
         raise ValueError(
             f"times must hold at least 2 times in a row, got shape {tuple(times.shape)}: one step needs two"
         )
-    steps = times.diff()
-    if not bool(torch.isfinite(times).all()) or not (bool((steps > 0).all()) or bool((steps < 0).all())):
-        raise ValueError(f"times must be finite and strictly increasing or decreasing, got {times.tolist()[:8]}")
-    up = float(times[-1]) > float(times[0])
+    values: list[float] = times.tolist()
+    up = values[-1] > values[0]
+    if not all(math.isfinite(t) for t in values) or any((s > t) != up or s == t for t, s in pairwise(values)):
+        raise ValueError(f"times must be finite and strictly increasing or decreasing, got {values[:8]}")
     if sde.direction and (sde.direction > 0) != up:
         way, remedy = ("up", "times.flip(0)") if sde.direction > 0 else ("down", "times.flip(0), or eta=0")
         raise ValueError(f"{name} is noisy and runs {way} in time only, times go the other way: use {remedy}")
     forward = sde.model.sde if isinstance(sde, ReverseSDE) else sde
     if isinstance(forward, ForwardSDE):
-        low, high = float(times.min()), float(times.max())
+        low, high = sorted((values[0], values[-1]))
         if low < 0 or high > forward.t_max * (1 + 1e-9):
             raise ValueError(
                 f"times must lie in [0, {forward.t_max:g}] for {type(forward).__name__}, got {low:g} to {high:g}"
@@ -276,9 +278,16 @@ def default_times(model: Model, steps: int) -> Tensor:
     return grids.data_scaled(model.sde, steps, scale=model.data_scale())
 
 
-def _with_bar(states: Iterator[State], total: int, progress: bool | None) -> Iterable[State]:
-    if progress is False:
-        return states
-    from tqdm.auto import tqdm
+def _with_bar(states: Iterator[State], total: int, progress: bool | None) -> Iterator[State]:
+    """The states, with a bar if asked for, or by default once the run has taken two seconds."""
+    bar, began = None, time.monotonic()
+    for done, state in enumerate(states):
+        if bar is None and progress is not False and (progress or time.monotonic() - began > 2):
+            from tqdm.auto import tqdm
 
-    return tqdm(states, total=total, desc="sampling", unit="step", leave=False, delay=0 if progress else 2)
+            bar = tqdm(total=total, initial=done, desc="sampling", unit="step", leave=False)
+        if bar is not None:
+            bar.update()
+        yield state
+    if bar is not None:
+        bar.close()
