@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import sde
-from sde.cli.mistakes import Mistake, unknown
+from sde.cli.mistakes import Mistake, listed, unknown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,11 +57,8 @@ def existing(name: str | None, what: str, *suffixes: str) -> Path:
     if name is not None and path.is_file():
         return path
     found = sorted(str(p) for s in suffixes for p in _nearby(path, s))
-    if name is None:
-        raise Mistake(
-            f"which {what}? {'There are: ' + ', '.join(found) if found else f'Found none of {suffixes} here'}"
-        )
-    raise unknown(what, name, found, "" if found else "`sde train moons` makes one")
+    hint = "" if found else "`sde train moons` makes one"
+    raise Mistake(f"which {what}? {listed(found, hint)}") if name is None else unknown(what, name, found, hint)
 
 
 def _nearby(path: Path, suffix: str) -> list[Path]:

@@ -28,5 +28,15 @@ def unknown(kind: str, got: str, known: Iterable[str], more: str = "") -> Mistak
     by_lower = {name.lower(): name for name in known}
     close = difflib.get_close_matches(got.lower(), by_lower, n=1)
     meant = f", did you mean {by_lower[close[0]]}?" if close else "."
-    there = f"There are: {', '.join(by_lower.values())}" if by_lower else "There are none"
-    return Mistake(f"unknown {kind} {got!r}{meant} {there}{'. ' + more if more else ''}")
+    return Mistake(f"unknown {kind} {got!r}{meant} {listed(by_lower.values(), more)}")
+
+
+def listed(names: Iterable[str], more: str = "") -> str:
+    """What there is, as a sentence.
+
+    Example:
+        >>> listed(["a", "b"], "Take one")
+        'There are: a, b. Take one'
+    """
+    there = ", ".join(names)
+    return (f"There are: {there}" if there else "There is none") + (f". {more}" if more else "")

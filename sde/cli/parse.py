@@ -21,6 +21,13 @@ from sde.cli.mistakes import Mistake, unknown
 Config = TypeVar("Config")
 RECIPES = Path(__file__).parent / "recipes"
 
+USAGE = {
+    "train": "[RECIPE] [key=value ...]",
+    "sample": "CHECKPOINT [key=value ...]",
+    "plot": "FILE [key=value ...]",
+    "demo": "[key=value ...]",
+}
+
 OVERRIDE = re.compile(r"(?P<key>[A-Za-z_][\w.]*)=(?P<value>.*)", re.DOTALL)
 
 
@@ -111,9 +118,7 @@ def parse(cls: type[Config], command: str, argv: Sequence[str], recipe: bool = F
         return subject, config
     import tyro
 
-    about = (
-        f"{cls.__doc__}\n\nEvery --flag VALUE can be said as flag=VALUE, and so can the arguments of what is chosen."
-    )
+    about = f"sde {command} {USAGE[command]}\n\n{cls.__doc__}\n\nWhat has a --flag can be said as flag=VALUE too."
     config = tyro.cli(cls, args=flags, prog=f"sde {command}", description=about, default=config)
     for f in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]
         chosen = getattr(config, f.name)

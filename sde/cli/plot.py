@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import sde
 from sde.cli import common
@@ -21,11 +22,11 @@ Runs = dict[str, sde.Trajectory]
 
 def plot(argv: Sequence[str]) -> int:
     """Run the command; 0 if all went well."""
-    subject, config = parse(Plot, "plot FILE", argv)
+    subject, config = parse(Plot, "plot", argv)
     path = common.existing(subject, "file", ".safetensors", ".npz")
     folder = config.out or path.parent
-    model = None if path.suffix == ".npz" or "manifest" not in _metadata(path) else common.load(path)
-    drawers = of_samples(path, config) if model is None else of_model(model, path, config)
+    x = read(path)
+    drawers = of_model(common.load(path), path, config) if x is None else of_samples(x, path, config)
     if config.what != "all" and config.what not in drawers:
         raise unknown(f"picture of {path.name}", config.what, ["all", *drawers])
     for what in [w for w in drawers if w != "movie"] if config.what == "all" else [config.what]:
@@ -36,9 +37,9 @@ def plot(argv: Sequence[str]) -> int:
 Drawers = dict[str, Callable[[Path], Path]]
 
 
-def of_samples(path: Path, config: Plot) -> Drawers:
+def of_samples(x: Tensor, path: Path, config: Plot) -> Drawers:
     """What can be drawn of a file of samples."""
-    drawn = picture(read(path)[: config.n])
+    drawn = picture(x[: config.n])
     if drawn is None:
         raise Mistake(f"{path} holds samples that have no picture: points of the plane and images have")
     return {"samples": lambda out: common.save(drawn, out)}
@@ -71,7 +72,7 @@ def of_model(model: sde.ScoreModel, path: Path, config: Plot) -> Drawers:
     return drawers
 
 
-def both_ways(model: sde.ScoreModel, noise: torch.Tensor, config: Plot) -> Runs:
+def both_ways(model: sde.ScoreModel, noise: Tensor, config: Plot) -> Runs:
     """From the same noise by the reverse SDE and by the probability flow; a coupled model knows only the latter."""
     given = common.with_labels(model, len(noise))
     times = sde.grids.data_scaled(model.sde, config.steps, model.data_scale())
@@ -110,7 +111,7 @@ def movie(runs: Runs, path: Path) -> Path:
     return path
 
 
-def _noise(model: sde.ScoreModel, config: Plot) -> torch.Tensor:
+def _noise(model: sde.ScoreModel, config: Plot) -> Tensor:
     if config.n < 1:
         raise Mistake(f"n must be at least 1, got {config.n}")
     return model.prior(torch.empty(config.n, *common.event_shape(model)), common.generator(config.seed))
@@ -126,13 +127,3 @@ class _Lazy:
         if self.value is None:
             self.value = self.make()
         return self.value
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise Mistake(f"{path} is truncated or no safetensors file: {error}") from error

@@ -24,7 +24,7 @@ FORMATS = (".npz", ".safetensors", ".png")
 
 def sample(argv: Sequence[str]) -> int:
     """Run the command; 0 if all went well."""
-    subject, config = parse(Sample, "sample CHECKPOINT", argv)
+    subject, config = parse(Sample, "sample", argv)
     path = common.existing(subject, "checkpoint", ".safetensors")
     out = config.out or path.parent / "samples.npz"
     if out.suffix not in FORMATS:
@@ -68,16 +68,20 @@ def write(path: Path, x: Tensor) -> None:
         save_file({"x": x.contiguous()}, path)
 
 
-def read(path: Path) -> Tensor:
-    """Samples that `write` wrote."""
-    if path.suffix == ".npz":
-        import numpy as np
+def read(path: Path) -> Tensor | None:
+    """Samples that `write` wrote; None for a file of tensors that holds none, as a model's does."""
+    from safetensors import SafetensorError, safe_open
 
-        with np.load(path) as file:
-            return torch.from_numpy(file["x"])
-    from safetensors.torch import load_file
+    try:
+        if path.suffix == ".npz":
+            import numpy as np
 
-    return load_file(path)["x"]
+            with np.load(path) as file:
+                return torch.from_numpy(file["x"])
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor("x") if list(file.keys()) == ["x"] else None
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise Mistake(f"{path} holds no samples, and no model: {error}") from error
 
 
 def picture(x: Tensor) -> Axes | None:
