@@ -46,6 +46,17 @@ class _LinearBeta(ScalarSDE):
     def __post_init__(self) -> None:
         _positive(beta_min=self.beta_min, beta_max=self.beta_max)
         _interval(self.t_min, self.t_max)
+        last = self.beta_min + self.t_max * (self.beta_max - self.beta_min)
+        if not (math.isfinite(last) and last >= 0):
+            raise ValueError(
+                f"t_max must keep beta from falling below 0, got {self.t_max}, where beta is {last:g}: lower it"
+            )
+        last = self.beta_min + self.t_max * (self.beta_max - self.beta_min)
+        if last <= 0:
+            raise ValueError(
+                f"beta must stay positive up to t_max = {self.t_max}, beta_min = {self.beta_min} and "
+                f"beta_max = {self.beta_max} (at t = 1) take it to {last:.3g}: lower t_max or raise beta_max"
+            )
 
     def beta(self, t: Tensor) -> Tensor:
         """Rate of forgetting, 1 / time."""
@@ -58,7 +69,7 @@ class _LinearBeta(ScalarSDE):
     def when(self, integral: Tensor) -> Tensor:
         """Time at which B takes a value: the root of a quadratic, written so that it does not cancel."""
         slope = self.beta_max - self.beta_min
-        integral = integral.clamp_max(2 * self.integral(torch.tensor(self.t_max)).item())  # far beyond, but finite
+        integral = integral.clamp_max(self.integral(torch.tensor(self.t_max).double()).item())  # of t_max, at most
         return 2 * integral / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * slope * integral))
 
     def alpha(self, t: Tensor) -> Tensor:
