@@ -47,12 +47,7 @@ class _LinearBeta(ScalarSDE):
         _positive(beta_min=self.beta_min, beta_max=self.beta_max)
         _interval(self.t_min, self.t_max)
         last = self.beta_min + self.t_max * (self.beta_max - self.beta_min)
-        if not (math.isfinite(last) and last >= 0):
-            raise ValueError(
-                f"t_max must keep beta from falling below 0, got {self.t_max}, where beta is {last:g}: lower it"
-            )
-        last = self.beta_min + self.t_max * (self.beta_max - self.beta_min)
-        if last <= 0:
+        if not (math.isfinite(last) and last > 0):
             raise ValueError(
                 f"beta must stay positive up to t_max = {self.t_max}, beta_min = {self.beta_min} and "
                 f"beta_max = {self.beta_max} (at t = 1) take it to {last:.3g}: lower t_max or raise beta_max"

@@ -115,6 +115,7 @@ def test_shipped_sdes_publish_their_coefficients_without_their_moments(kind: typ
     [
         (lambda: sde.VP(beta_min=0.0), "beta_min must be positive and finite, got 0.0"),
         (lambda: sde.SubVP(beta_max=math.inf), "beta_max must be positive and finite, got inf"),
+        (lambda: sde.VP(4.0, 1.0, t_max=3.0), "beta must stay positive up to t_max = 3.0, beta_min = 4.0"),
         (lambda: sde.VP(t_min=1.0), "0 <= t_min < t_max, got 1.0 and 1.0"),
         (lambda: sde.VP(t_min=-0.1), "0 <= t_min < t_max, got -0.1 and 1.0"),
         (lambda: sde.VE(50.0, 0.01), "sigma_min must be below sigma_max, got 50.0 and 0.01: exchange them"),
