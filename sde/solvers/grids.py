@@ -47,7 +47,9 @@ def quadratic(sde: ForwardSDE, steps: int) -> Tensor:
         >>> sde.grids.quadratic(sde.VP(), 2)[1].round(decimals=4)
         tensor(0.2661, dtype=torch.float64)
     """
-    return torch.linspace(math.sqrt(sde.t_max), math.sqrt(sde.t_min), _checked(steps) + 1, dtype=torch.float64) ** 2
+    times = torch.linspace(math.sqrt(sde.t_max), math.sqrt(sde.t_min), _checked(steps) + 1, dtype=torch.float64) ** 2
+    times[0], times[-1] = sde.t_max, sde.t_min  # squaring a root is off by a rounding
+    return times
 
 
 def by_ratio(
