@@ -213,6 +213,15 @@ def test_deep_nesting(bracket: str, depth: int, forge: Callable, monkeypatch: py
         sde.load(path)
 
 
+@pytest.mark.parametrize("wrap", [lambda m: [m], lambda m: model(net=m), lambda m: model(mean=[m])])
+def test_nesting_that_json_would_read(wrap: Callable) -> None:
+    made: Any = 1
+    for _ in range(5000):
+        made = wrap(made)
+    with pytest.raises(CheckpointError, match="nested deeper than 32"):
+        rebuild(made)
+
+
 @pytest.mark.parametrize(
     "text", ["[1, 2]", "7", "null", "", "{", '{"format": 1, "model": NaN}', '{"format": 1}', "\\u0000"]
 )
