@@ -3,11 +3,13 @@
 from sde.forward.base import SDE, ForwardSDE
 from sde.forward.coefficients import FromCoefficients
 from sde.forward.examples import BrownianMotion, DoubleWell, GeometricBrownianMotion
-from sde.forward.matrix import CLD, MatrixSDE, ThirdOrderLangevin
+from sde.forward.langevin import CLD, ThirdOrderLangevin
+from sde.forward.matrix import MatrixSDE
 from sde.forward.point import Point
 from sde.forward.scalar import ScalarSDE
 from sde.forward.table import Tabulated
-from sde.forward.zoo import EDM, VE, VP, Cosine, Flow, OrnsteinUhlenbeck, SubVP
+from sde.forward.vp import VP, SubVP
+from sde.forward.zoo import EDM, VE, Cosine, Flow, OrnsteinUhlenbeck
 
 __all__ = [
     "SDE", "ForwardSDE", "ScalarSDE", "MatrixSDE", "Point",

@@ -2,9 +2,10 @@
 
 from sde.train.checkpoint import load, save
 from sde.train.couple import optimal_transport
-from sde.train.fit import History, Step, fit, fit_steps
+from sde.train.fit import fit, fit_steps
 from sde.train.loss import constant, denoising, likelihood, min_snr, unit
 from sde.train.manifest import CheckpointError, describe, rebuild
+from sde.train.run import History, Step
 from sde.train.times import Discrete, LogNormal, Times, Uniform, default_times
 
 __all__ = [

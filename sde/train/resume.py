@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sde.train.checkpoint import CheckpointError, read, write
 from sde.train.manifest import describe
-
-if TYPE_CHECKING:
-    from sde.train.fit import History, Run
+from sde.train.run import History, Run
 
 
 def save(run: Run, path: Path, history: History) -> None:
@@ -70,8 +68,6 @@ def restore(run: Run, path: Path) -> History:
 
 
 def _restored(run: Run, made: dict[str, Any], tensors: dict[str, Tensor]) -> History:
-    from sde.train.fit import History
-
     if not (isinstance(made["step"], int) and 0 < made["step"] <= run.steps):
         raise ValueError(f"step {made['step']} of {run.steps}")
     names = {id(p): k for k, p in run.model.named_parameters()}
