@@ -141,7 +141,7 @@ def convert(value: Any, hint: Any, key: str) -> Any:
     """
     if isinstance(value, Text):
         value = _read(value, hint)
-    if hint is float and type(value) is int:
+    if type(value) is int and float in (hint, *typing.get_args(hint)) and int not in typing.get_args(hint):
         return float(value)
     if hint in (Path, Path | None) and isinstance(value, str):
         return Path(value)

@@ -80,6 +80,11 @@ def event_shape(model: sde.ScoreModel) -> tuple[int, ...]:
     return tuple(model.mean.shape) or (int(getattr(model.net, "dim", 1)),)
 
 
+def position(model: sde.ScoreModel, x: torch.Tensor) -> torch.Tensor:
+    """Of the state of a matrix SDE the channel that data live in, which is the first; any other state as it is."""
+    return x[:, 0] if isinstance(model.sde, sde.MatrixSDE) else x
+
+
 def with_labels(model: sde.ScoreModel, n: int, label: int | None = None) -> sde.Model:
     """The model given a class for each of n samples, all classes in turn by default; itself if it knows none."""
     classes = int(getattr(model.net, "classes", 0))

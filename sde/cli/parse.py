@@ -98,7 +98,8 @@ def from_tree(cls: type[Config], tree: Mapping[str, Any]) -> Config:
         default: Any = fields[key].default
         if Choice not in (hints[key], *typing.get_args(hints[key])):
             if isinstance(value, Mapping):
-                raise Mistake(f"{key}.{next(iter(value), '')} is not there: {key} is a single value")
+                inner = [k for k in value if k != "name"] or ["name"]
+                raise Mistake(f"{key}.{inner[0]} is not there: {key} is a single value")
             values[key] = convert(value, hints[key], key)
         elif default is None and str(value).lower() == "none":
             values[key] = None

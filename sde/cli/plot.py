@@ -54,8 +54,10 @@ def of_model(model: sde.ScoreModel, path: Path, config: Plot) -> Drawers:
     )
     drawers: Drawers = {}
     last = lambda: list(runs().values())[-1]  # noqa: E731
-    if event == (2,):
+    plain = not (model.coupled or isinstance(model.sde, sde.MatrixSDE) or getattr(model.net, "classes", 0))
+    if event == (2,) and plain:  # one score for each place of the plane
         drawers["score"] = lambda out: common.save(score_strip(model, last()), out)
+    if event == (2,):
         drawers["snapshots"] = lambda out: common.save(sde.plot.snapshots(last()), out)
     if event in ((1,), (2,)):
         drawers["paths"] = lambda out: common.save(sde.plot.compare_paths(runs()), out)
@@ -85,8 +87,7 @@ def both_ways(model: sde.ScoreModel, noise: Tensor, config: Plot) -> Runs:
         with torch.no_grad():
             states = sde.trajectory(sde.ReverseSDE(given, eta), noise, times, solver, common.generator(config.seed + 1))
             runs[name] = sde.record(states)
-    position = lambda x: x if x.ndim == 1 + len(common.event_shape(model)) else x[:, 0]  # noqa: E731
-    return {name: run.map(position) for name, run in runs.items()}
+    return {name: run.map(lambda x: common.position(model, x)) for name, run in runs.items()}
 
 
 def score_strip(model: sde.ScoreModel, run: sde.Trajectory) -> Any:

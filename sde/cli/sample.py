@@ -52,7 +52,8 @@ def draw(model: sde.ScoreModel, config: Sample, device: torch.device) -> Tensor:
         size = min(config.batch, config.n - start)
         given = common.with_labels(model, size, config.label)
         noise = given.prior(torch.empty(size, *shape, device=device), rng)
-        parts.append(sde.sample(given, x=noise, times=times, solver=solver, eta=config.eta, generator=rng).cpu())
+        x = sde.sample(given, x=noise, times=times, solver=solver, eta=config.eta, generator=rng)
+        parts.append(common.position(model, x).cpu())
     return torch.cat(parts)
 
 

@@ -27,7 +27,9 @@ def train(argv: Sequence[str]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     recipe, checkpoint = folder / "recipe.toml", folder / "model.safetensors"
     recipe.write_text(to_toml(to_tree(config)) + "\n", encoding="utf-8")
-    print(f"{config.data.name}: {len(data)} samples of shape {tuple(data.shape[1:])}; {model.sde}; {checkpoint}")
+    weights = sum(p.numel() for p in model.parameters())
+    shape = tuple(data.shape[1:])
+    print(f"{config.data.name}: {len(data)} samples of shape {shape}; SDE {config.sde.name}; {weights} weights")
     try:
         history = sde.fit(model, data, checkpoint=checkpoint, cond=cond, **fit_arguments(config))
     except KeyboardInterrupt:

@@ -31,7 +31,7 @@ def digits(report: Report, size: Sizes, seed: int) -> None:
     pictures(report, model, data.x, size, next(rng))
     assert data.label is not None
     order = torch.randperm(len(data), generator=next(rng))
-    some, others = order.chunk(2)
+    some, others = order[: 2 * size.samples].chunk(2)
     noise = model.prior(torch.empty(len(some), 1, 8, 8), next(rng))
     drawn = {f"network, {way}": x for way, x in draw(model.given(label=data.label[some]), noise, next(rng)).items()}
     exact = sde.ExactScore(sde.Empirical(data.x), sde.VP())

@@ -22,7 +22,7 @@ ODE = "probability-flow ODE"
 def moons(report: Report, size: Sizes, seed: int) -> None:
     """Exact score, training, sampling, table and film."""
     report.heading("Two moons")
-    exact = sde.ExactScore(density(), sde.VP())
+    exact = sde.ExactScore(density(k=size.components), sde.VP())
     report.figure(
         "1-exact-score.png",
         "No training yet: the exact score of the moons under VP. Arrows point to where the density (colour) grows. "
@@ -62,7 +62,7 @@ def density(noise: float = 0.05, k: int = 64) -> sde.Mixture:
     angle = (torch.arange(k, dtype=torch.float64) + 0.5) * (math.pi / k)
     upper = torch.stack([angle.cos(), angle.sin()], 1)
     lower = torch.stack([1 - angle.cos(), 0.5 - angle.sin()], 1)
-    data = sde.data.moons(1, noise=noise)
+    data = sde.data.moons(1, noise=noise, generator=common.generator(0))  # for its mean and scale alone
     variance = torch.full((2 * k,), (noise / data.scale) ** 2, dtype=torch.float64)
     return sde.Mixture(torch.ones(2 * k), data.standardize(torch.cat([upper, lower])), variance)
 
@@ -90,7 +90,7 @@ def distances(
         f"Distance of {n} samples to {n} fresh draws of the data",
         ["", "sliced W2", f"exact W2 ({few})", "energy distance"],
         "The floor is what two draws of the data are apart. The exact score is that of the moons' own density, "
-        "a mixture of 128 Gaussians along the arcs: it shows what the solver and the finite noise leave.",
+        f"a mixture of {2 * size.components} Gaussians along the arcs: it shows what solver and finite noise leave.",
     )
     measures: list[tuple[Callable[..., Tensor], int]] = [
         (sliced_wasserstein, n),

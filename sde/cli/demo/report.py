@@ -19,6 +19,7 @@ from sde.metrics import sliced_wasserstein
 class Sizes:
     """How much of everything: the demo proper, or a look whether it runs."""
 
+    components: int = 64
     data: int = 20_000
     moons_steps: int = 4000
     digits_steps: int = 3000
@@ -29,7 +30,9 @@ class Sizes:
     frames: int = 120
 
 
-SMOKE = Sizes(data=200, moons_steps=20, digits_steps=20, width=16, samples=100, transport=50, repeats=2, frames=8)
+SMOKE = Sizes(
+    components=8, data=200, moons_steps=20, digits_steps=20, width=16, samples=100, transport=50, repeats=2, frames=8
+)
 
 
 @dataclass

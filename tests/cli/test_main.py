@@ -1,0 +1,92 @@
+"""The command line as a whole: help, version, list, and what is no command."""
+
+import subprocess
+import sys
+
+import pytest
+
+import sde
+from sde.cli import COMMANDS, main
+
+
+def test_version(cli):
+    assert cli("--version") == (0, f"sde {sde.__version__}\n", "")
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]])
+def test_help_names_every_command(cli, words):
+    status, out, err = cli(*words)
+    assert (status, err) == (0, "")
+    assert all(f"sde {command}" in out for command in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("command", "key"), [("train", "--steps"), ("sample", "--eta"), ("plot", "--what"), ("demo", "--smoke")]
+)
+def test_help_of_a_command_names_its_keys(cli, command, key):
+    status, out, _ = cli(command, "--help")
+    assert status == 0
+    assert key in out
+
+
+def test_list_says_what_there_is(cli):
+    status, out, _ = cli("list")
+    assert status == 0
+    for name in (
+        "EDM",
+        "sigma_max=80",
+        "PredictorCorrector",
+        "swiss_roll",
+        "MLP",
+        "optimal_transport",
+        "karras",
+        "digits",
+    ):
+        assert name in out
+
+
+@pytest.mark.parametrize("word", ["sde", "sdes", "SDEs"])
+def test_list_of_one_kind(cli, word):
+    status, out, _ = cli("list", word)
+    assert status == 0
+    assert "ThirdOrderLangevin" in out
+    assert "swiss_roll" not in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trian"], "sde: unknown command 'trian', did you mean train? There are: demo, train, sample, plot, list"),
+        (["list", "solvr"], "sde: unknown kind 'solvr', did you mean solver?"),
+        (["sample"], "sde: which checkpoint? There is none. `sde train moons` makes one"),
+        (["sample", "no.safetensors"], "sde: unknown checkpoint 'no.safetensors'. There is none"),
+        (["plot", "no.npz"], "sde: unknown file 'no.npz'. There is none"),
+        (["demo", "moons"], "sde: sde demo takes key=value and no 'moons'"),
+        (["demo", "smok=true"], "sde: unknown key 'smok', did you mean smoke?"),
+        (["train", "moons", "device=abacus"], "sde: device 'abacus' cannot be used here"),
+    ],
+)
+def test_mistake_is_one_message_and_status_2(cli, words, message):
+    status, out, err = cli(*words)
+    assert (status, out) == (2, "")
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_unknown_flag_is_refused_with_a_suggestion(cli):
+    status, out, err = cli("train", "moons", "--stepz", "5")
+    assert status == 2
+    assert "--steps" in out + err
+
+
+def test_traceback_for_who_asks(cli, monkeypatch):
+    monkeypatch.setenv("SDE_TRACEBACK", "1")
+    with pytest.raises(Exception, match="unknown command"):
+        main(["trian"])
+
+
+def test_module_is_the_command():
+    words = [sys.executable, "-m", "sde", "nonsense"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("sde: unknown command 'nonsense'")
