@@ -102,7 +102,11 @@ def test_every_model_comes_back(forward: sde.ForwardSDE, param: str, tmp_path: P
         assert sde.train.describe(loaded) == sde.train.describe(model)
 
 
-@pytest.mark.parametrize("mean", [3.0, [1.0, 2.0], torch.tensor([[0.1], [0.2]]), torch.randn(3, 2, 2)], ids=str)
+@pytest.mark.parametrize(
+    "mean",
+    [3.0, [1.0, 2.0], torch.tensor([[0.1], [0.2]]), torch.arange(12.0).reshape(3, 2, 2)],
+    ids=["number", "list", "column", "image"],
+)
 def test_means(mean: object, tmp_path: Path) -> None:
     model = sde.ScoreModel(Plain(), sde.VP(), mean=mean)  # type: ignore[arg-type]
     loaded = sde.load(sde.save(model, tmp_path / "m"), types=[Plain])
