@@ -50,6 +50,9 @@ class Tabulated(ScalarSDE):
                 "pass the cumulative products of 1 - beta; for a table that ends in 0 raise its last entry to 1e-8"
             )
 
+    def __repr__(self) -> str:
+        return f"Tabulated({len(self.alphas_cumprod)} entries)"
+
     @classmethod
     def linear(cls, n: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Tabulated:
         """Table with beta linear in i: Ho et al. (2020), section 4."""
