@@ -321,8 +321,17 @@ class ExactScore(Model):
         return self.target.log_marginal(*sde.statistic(x, t)) + sde.log_residual(x, t)
 
     def prior(self, x0_like: Tensor, generator: Generator = None, sde: ForwardSDE | None = None) -> Tensor:
-        """Draw from the exact marginal at t_max."""
-        sde = sde or self.sde
+        """Draw from the exact marginal at t_max.
+
+        Raises:
+            ValueError: If x0_like is not shaped as this target's samples.
+        """
+        sde, event = sde or self.sde, self.target.event
+        if x0_like.shape[1:] != event:
+            needed = ", ".join(["B", *map(str, event)])
+            raise ValueError(
+                f"shape is {tuple(x0_like.shape)}, this target needs ({needed}): its samples have one shape"
+            )
         return sde.perturb(self.target.sample(len(x0_like), generator).to(x0_like), sde.t_max, generator).x
 
     def prior_log_prob(self, x: Tensor, sde: ForwardSDE | None = None) -> Tensor:
