@@ -63,7 +63,9 @@ class Trajectory:
 
 
 def _checked_times(sde: SDE, times: Tensor | Sequence[float]) -> Tensor:
-    times = torch.as_tensor(times).detach().to("cpu", torch.float64)
+    if not isinstance(times, Tensor):
+        times = torch.tensor(times, dtype=torch.float64)  # a list of numbers would pass through float32
+    times = times.detach().to("cpu", torch.float64)
     name = type(sde).__name__
     if times.ndim != 1 or len(times) < 2:
         raise ValueError(
@@ -79,10 +81,11 @@ def _checked_times(sde: SDE, times: Tensor | Sequence[float]) -> Tensor:
     forward = sde.model.sde if isinstance(sde, ReverseSDE) else sde
     if isinstance(forward, ForwardSDE):
         low, high = sorted((values[0], values[-1]))
-        if low < 0 or high > forward.t_max * (1 + 1e-9):
+        if low < 0 or high > forward.t_max * (1 + 1e-6):
             raise ValueError(
                 f"times must lie in [0, {forward.t_max:g}] for {type(forward).__name__}, got {low:g} to {high:g}"
             )
+        times = times.clamp_max(forward.t_max)  # a grid in float32 may end a rounding beyond it
     return times
 
 

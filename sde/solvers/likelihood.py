@@ -93,13 +93,14 @@ def times_up(model: Model, steps: int = STEPS) -> Tensor:
 
 
 def _checked(model: Model, times: Tensor | Sequence[float]) -> Tensor:
-    forward, times = model.sde, torch.as_tensor(times, dtype=torch.float64).cpu()
+    forward = model.sde
+    times = times.detach().cpu().double() if isinstance(times, Tensor) else torch.tensor(times, dtype=torch.float64)
     if times.ndim != 1 or len(times) < 2 or not float(times[0]) < float(times[-1]):
         raise ValueError("times must run up, from t_min to t_max: flip the grid of a sampler with times.flip(0)")
     first, last = float(times[0]), float(times[-1])
     if forward.velocity_singular(times[0]):
         raise ValueError(f"times begin at {first:g}, where the flow has no velocity: begin at t_min={forward.t_min:g}")
-    if abs(last - forward.t_max) > 1e-9 * forward.t_max:
+    if abs(last - forward.t_max) > 1e-6 * forward.t_max:
         raise ValueError(f"times end at {last:g}, but the prior is known at t_max={forward.t_max:g}: end there")
     return times
 
