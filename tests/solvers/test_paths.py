@@ -1,7 +1,8 @@
-"""Strong convergence: one Brownian path on coarse and fine grids, closed solutions, and torchsde on the same increments."""
+"""Strong convergence: one path on coarse and fine grids, closed solutions, and torchsde on the same increments."""
 
 import math
 import warnings
+from itertools import pairwise
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ def path_errors(process, batch=2000, steps=(8, 16, 32, 64, 128)):
     """RMS error of Euler at t = 1 against `solution` along one path that all grids share."""
     path, x0 = sde.BrownianPath(generator()), torch.ones(batch, 1, dtype=torch.float64)
     fine = torch.linspace(0, 1, 513, dtype=torch.float64)
-    for t, s in zip(fine, fine[1:], strict=False):
+    for t, s in pairwise(fine):
         path.increment(x0, float(t), float(s))
     exact = process.solution(x0, 1.0, path.increment(x0, 0.0, 1.0))
     solves = [sde.integrate(process, x0, fine[:: 512 // n], sde.Euler(), noise=path) for n in steps]
@@ -65,7 +66,7 @@ def test_euler_equals_torchsde_on_its_increments(process, given_noise):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         theirs = torchsde.sdeint(Theirs(), x0, times, bm=motion, method="euler", dt=1 / 32)
-    steps = [motion(t, s) / (s - t).sqrt() for t, s in zip(times, times[1:], strict=False)]
+    steps = [motion(t, s) / (s - t).sqrt() for t, s in pairwise(times)]
     ours = sde.record(sde.trajectory(process, x0, times, sde.Euler(), noise=given_noise(*steps))).x
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
 
