@@ -1,4 +1,4 @@
-"""Adams–Bashforth in the angle: the textbook's weights, exactness on Gaussians, fitted orders, both coefficient paths."""
+"""Adams–Bashforth in the angle: textbook weights, exactness on Gaussians, fitted orders, both coefficient paths."""
 
 import functools
 import math
