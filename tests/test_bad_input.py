@@ -272,7 +272,7 @@ def refused(make: Callable[[], object]) -> bool:
     return True
 
 
-@settings(max_examples=100)
+@settings(max_examples=2 * settings.default.max_examples)
 @given(a=numbers, b=numbers, t_min=numbers, t_max=numbers)
 def test_numbers_at_random_make_a_sound_schedule_or_an_error(a: float, b: float, t_min: float, t_max: float) -> None:
     """What is accepted has a finite interval, and levels that are numbers on it."""
@@ -298,7 +298,7 @@ def test_numbers_at_random_make_a_sound_schedule_or_an_error(a: float, b: float,
             assert not bool(levels.isnan().any())
 
 
-@settings(max_examples=100)
+@settings(max_examples=2 * settings.default.max_examples)
 @given(
     weights=st.lists(numbers, min_size=1, max_size=3),
     means=st.lists(numbers, min_size=1, max_size=3),
@@ -318,7 +318,7 @@ def test_numbers_at_random_make_a_sound_mixture_or_an_error(weights: list, means
     assert bool(point.x0.isfinite().all())
 
 
-@settings(max_examples=100)
+@settings(max_examples=2 * settings.default.max_examples)
 @given(table=st.lists(numbers, min_size=0, max_size=5))
 def test_numbers_at_random_make_a_sound_table_or_an_error(table: list[float]) -> None:
     if refused(lambda: sde.Tabulated(table)):
@@ -328,7 +328,7 @@ def test_numbers_at_random_make_a_sound_table_or_an_error(table: list[float]) ->
     assert not bool(torch.stack(sde.Tabulated(table).levels(torch.arange(len(table) + 1.0))).isnan().any())  # type: ignore[arg-type]
 
 
-@settings(max_examples=100)
+@settings(max_examples=2 * settings.default.max_examples)
 @given(t=st.one_of(numbers, st.lists(numbers, min_size=0, max_size=4).map(torch.tensor)))
 def test_times_at_random_give_a_finite_state_or_an_error(t: float | Tensor) -> None:
     if not refused(lambda: VP.perturb(X, t)):
@@ -337,7 +337,6 @@ def test_times_at_random_give_a_finite_state_or_an_error(t: float | Tensor) -> N
         assert bool(point.x.isfinite().all())
 
 
-@settings(max_examples=50)
 @given(steps=st.one_of(st.integers(-2, 6), numbers), shape=st.lists(st.integers(-1, 3), max_size=3), eta=numbers)
 def test_runs_at_random_give_samples_or_an_error(steps: int, shape: list[int], eta: float) -> None:
     assume(not 1e3 < abs(eta) < math.inf)

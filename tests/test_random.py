@@ -89,7 +89,7 @@ def test_noise_of_one_step_is_not_that_of_the_next(seeded: Seeded) -> None:
         assert float(off.abs().max()) < 5 / math.sqrt(N)
 
 
-@settings(max_examples=20)
+@settings(max_examples=settings.default.max_examples // 2)
 @given(times=st.lists(st.floats(0.0, 2.0), min_size=3, max_size=6, unique=True), seed=st.integers(0, 10))
 def test_a_path_is_consistent_in_whatever_order_it_is_asked(times: list[float], seed: int) -> None:
     path, x = BrownianPath(torch.Generator().manual_seed(seed)), torch.zeros(3, 2, dtype=torch.float64)

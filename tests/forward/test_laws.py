@@ -40,7 +40,7 @@ def test_dtype_is_kept_in_half_precision(any_sde: sde.ForwardSDE) -> None:
 number = st.floats(0.05, 20.0)
 
 
-@settings(max_examples=15)
+@settings(max_examples=settings.default.max_examples // 3)
 @given(low=st.floats(0.01, 2.0), high=st.floats(0.01, 30.0), t_max=st.floats(0.5, 2.0))
 def test_law_0_for_any_beta(low: float, high: float, t_max: float) -> None:
     for kind in (sde.VP, sde.SubVP):
@@ -51,7 +51,7 @@ def test_law_0_for_any_beta(low: float, high: float, t_max: float) -> None:
                 kind(low, high, t_max=t_max)
 
 
-@settings(max_examples=15)
+@settings(max_examples=settings.default.max_examples // 3)
 @given(low=st.floats(1e-4, 0.1), ratio=st.floats(2.0, 1e4), s=st.floats(1e-3, 0.1), theta=number, noise=number)
 def test_law_0_for_any_levels(low: float, ratio: float, s: float, theta: float, noise: float) -> None:
     sde.checks.moments(sde.VE(low, low * ratio))
@@ -60,7 +60,7 @@ def test_law_0_for_any_levels(low: float, ratio: float, s: float, theta: float, 
     sde.checks.moments(sde.OrnsteinUhlenbeck(theta, noise, t_max=5 / theta))
 
 
-@settings(max_examples=5)
+@settings(max_examples=settings.default.max_examples // 10)
 @given(beta=st.floats(1.0, 6.0), mass=st.floats(0.1, 1.0), gamma=st.floats(0.02, 1.0))
 def test_laws_for_any_langevin_system(beta: float, mass: float, gamma: float) -> None:
     for system in (sde.CLD(beta, mass=mass, gamma=gamma), sde.ThirdOrderLangevin(beta, spread=gamma)):

@@ -54,7 +54,7 @@ def test_time_0_is_the_data_and_the_clock_is_the_index() -> None:
 tables = st.lists(st.floats(0.02, 0.98), min_size=2, max_size=12).map(lambda keep: np.cumprod(keep).tolist())
 
 
-@settings(max_examples=25)
+@settings(max_examples=settings.default.max_examples // 2)
 @given(tables)
 def test_any_table_is_met_at_its_entries_and_falls_between_them(cumprod: list[float]) -> None:
     table = sde.Tabulated(cumprod)
