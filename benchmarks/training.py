@@ -231,8 +231,8 @@ def rungs(first: int, last: int, ratio: float = 1.3) -> list[int]:
 
 
 def measure(
-    steps: int = 400,
-    rounds: int = 9,
+    steps: int = 200,
+    rounds: int = 20,
     seeds: int = 3,
     ladder: list[int] | None = None,
     goals: tuple[float, ...] = (0.2, 0.1),
