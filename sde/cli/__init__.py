@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 HELP = """\
 sde: generative models by stochastic differential equations
@@ -22,6 +23,8 @@ sde: generative models by stochastic differential equations
 
   sde COMMAND --help    every key with its default
   sde --version
+
+Small networks gain nothing from threads, so one is used; OMP_NUM_THREADS=8 in the environment gives a large one eight.
 """
 
 COMMANDS = {
@@ -63,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv[0] not in COMMANDS:
             raise unknown("command", argv[0], COMMANDS, "`sde --help` says more")
         module, function = COMMANDS[argv[0]]
-        return getattr(importlib.import_module(f"sde.cli.{module}"), function)(argv[1:])
+        with _threads():
+            return getattr(importlib.import_module(f"sde.cli.{module}"), function)(argv[1:])
     except SystemExit as end:  # of --help, or of a flag that tyro refuses
         return end.code if isinstance(end.code, int) else 2
     except KeyboardInterrupt:
@@ -75,3 +79,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = "" if isinstance(error, Mistake) else "\n(SDE_TRACEBACK=1 shows where)"
         print(f"sde: {error}{hint}", file=sys.stderr)
         return 2
+
+
+@contextmanager
+def _threads() -> Iterator[None]:
+    """One thread, unless the environment says: threads that wait for each other on a busy machine are far slower."""
+    import torch
+
+    before = torch.get_num_threads()
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import sde
 from sde.cli import COMMANDS, main
@@ -90,3 +91,18 @@ def test_module_is_the_command():
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("sde: unknown command 'nonsense'")
+
+
+def test_one_thread_unless_the_environment_says(cli, monkeypatch):
+    seen = []
+    monkeypatch.setattr("sde.cli.listing.listing", lambda argv: seen.append(torch.get_num_threads()) or 0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        assert cli("list")[0] == 0
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+        assert cli("list")[0] == 0
+        assert (seen, torch.get_num_threads()) == ([1, 2], 2)
+    finally:
+        torch.set_num_threads(before)
