@@ -98,11 +98,7 @@ def complaint(found: Import, room: str) -> str:
     if top == "sde":
         target = room_of(found.module)
         allowed = {room, *MAY_IMPORT[room], *(MAY_IMPORT_LAZILY.get(room, ()) if found.lazy else ())}
-        return (
-            ""
-            if target in allowed - ({"sde"} if room == "sde" else set())
-            else f"{room} must not import {target}"
-        )
+        return "" if target in allowed - ({"sde"} if room == "sde" else set()) else f"{room} must not import {target}"
     if room == "nets" and top not in AT_THE_TOP - {"numpy"}:
         return f"nets needs torch alone, not {top}"
     if room != "cli" and not found.lazy and top not in AT_THE_TOP:
@@ -224,9 +220,7 @@ def test_import_costs_a_tenth_of_a_second_over_torch() -> None:
 
 
 def test_import_brings_nothing_heavy() -> None:
-    code = (
-        "import sys, torch; before = set(sys.modules); import sde; print(*sorted(set(sys.modules) - before))"
-    )
+    code = "import sys, torch; before = set(sys.modules); import sde; print(*sorted(set(sys.modules) - before))"
     brought = {name.split(".")[0] for name in run("-c", code).stdout.split()}
     assert "sde" in brought
     assert brought <= AT_THE_TOP | {"sde"}

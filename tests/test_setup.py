@@ -27,9 +27,7 @@ needs_make = pytest.mark.skipif(
 def pins() -> dict[str, str]:
     """Name and version of each line of constraints.txt; a line that is no exact pin fails."""
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    matches = [
-        re.fullmatch(r"([a-z0-9-]+)==([0-9][0-9a-z.]*)", line) for line in lines if line[:1] not in ("#", "")
-    ]
+    matches = [re.fullmatch(r"([a-z0-9-]+)==([0-9][0-9a-z.]*)", line) for line in lines if line[:1] not in ("#", "")]
     assert all(matches), "constraints.txt holds exact pins only: no hosts, paths, markers or build labels"
     return {m[1]: m[2] for m in matches if m}
 
@@ -182,8 +180,6 @@ def test_ci_runs_every_step_and_fails_if_one_does(tmp_path: Path) -> None:
     (tmp_path / "Makefile").write_text(f"{steps}:{recipe}", encoding="utf-8")
     for bad in ("", *steps.split()):
         (tmp_path / "log").write_text("", encoding="utf-8")
-        done = subprocess.run(
-            ["bash", ".ci/run"], cwd=tmp_path, env={**os.environ, "BAD": bad}, capture_output=True
-        )
+        done = subprocess.run(["bash", ".ci/run"], cwd=tmp_path, env={**os.environ, "BAD": bad}, capture_output=True)
         assert (done.returncode != 0) == bool(bad)
         assert sorted((tmp_path / "log").read_text(encoding="utf-8").split()) == sorted(steps.split())
