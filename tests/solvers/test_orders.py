@@ -226,6 +226,13 @@ def test_a_wrong_solver_is_told_what_is_wrong(solver, message):
         sde.checks.solver(solver, SDES["VP"], etas=(1.0,))
 
 
+@pytest.mark.parametrize("corrector", [sde.Langevin(), sde.AnnealedLangevin()], ids=lambda c: type(c).__name__)
+@pytest.mark.parametrize("forward", ["VE", "Flow", "CLD"])
+def test_correctors_promise_no_order_and_keep_the_other_laws(corrector, forward):
+    for solver in (corrector, sde.PredictorCorrector(sde.Heun(), corrector, steps=2)):
+        assert sde.checks.solver(solver, SDES[forward]) == {}
+
+
 def test_ddim_on_a_matrix_sde_has_the_marginals_and_not_the_paths():
     """Which is why its order is fitted in distribution there; a factor that follows the flow would make this fail."""
     assert sde.checks.ode_order(sde.DDIM(), SDES["CLD"]).value < 0.5
