@@ -48,7 +48,7 @@ def pictures(report: Report, model: sde.ScoreModel, data: Tensor, size: Sizes, r
     new = way.x[-1]
     nearest = data[torch.cdist(new.flatten(1), data.flatten(1)).argmin(1)]
     with sde.plot.style():
-        figure, axes = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
+        figure, axes = plt.subplots(1, 2, figsize=(11, 3.7), gridspec_kw={"wspace": 0.06})
     for ax, title, x in zip(axes, ("new digits", "nearest training digits"), (new, nearest), strict=True):
         sde.plot.grid(x, ncols=10, ax=ax)
         ax.set_title(title)

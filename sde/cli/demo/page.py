@@ -48,7 +48,7 @@ class Table:
 
     def add(self, name: str, *values: object) -> None:
         """One more row; numbers in three digits, anything else as it prints."""
-        self.rows.append([name, *(f"{v:.3g}" if isinstance(v, float) else str(v) for v in values)])
+        self.rows.append([name, *(f"{v:#.3g}" if isinstance(v, float) else str(v) for v in values)])
 
     def __str__(self) -> str:
         widths = [max(len(row[k]) for row in [self.columns, *self.rows]) for k in range(len(self.columns))]
@@ -80,9 +80,9 @@ figure { margin: 2rem 0 }
 img { max-width: 100%; height: auto; display: block; margin: 0 auto }
 figcaption, .note { color: var(--soft); font-size: .92rem; max-width: 46rem; margin: .6rem auto 0 }
 .table { overflow-x: auto }
-table { border-collapse: collapse; margin: 2rem auto 0; font-variant-numeric: tabular-nums }
+table { border-collapse: collapse; margin: 2rem auto 0; font-size: .95rem; font-variant-numeric: tabular-nums }
 caption { text-align: left; font-weight: 600; padding-bottom: .5rem }
-th, td { padding: .3rem 1rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
+th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
 th:first-child, td:first-child { text-align: left; padding-left: 0 }
 code { background: #f3f3f5; padding: .1rem .3rem; border-radius: 3px }
 """
