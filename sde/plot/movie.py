@@ -147,7 +147,7 @@ def _mp4(path: Path, pictures: Iterator[np.ndarray], fps: int, hold: float) -> N
 
 def _ffmpeg() -> Any:
     try:
-        import imageio_ffmpeg
+        import imageio_ffmpeg  # pyright: ignore[reportMissingImports]  (an extra)
     except ImportError as error:
         raise ImportError("an .mp4 needs ffmpeg: pip install 'sde[video]', or write a .gif or .html") from error
     return imageio_ffmpeg
