@@ -56,7 +56,7 @@ def fitted(error: Callable[[int], float], first: int = 4, last: int = 512, floor
         >>> round(fitted(lambda n: n**-2 + n**-3).value, 2)
         2.00
     """
-    steps, errors, estimates, slope, n = [first], [error(first)], [math.inf], math.inf, first
+    steps, errors, estimates, slope, n = [first], [error(first)], [], math.inf, first
     while n < last and errors[-1] > floor:
         n *= 2
         steps.append(n)
@@ -64,11 +64,13 @@ def fitted(error: Callable[[int], float], first: int = 4, last: int = 512, floor
         if errors[-1] <= floor:
             break
         before, slope = slope, math.log2(errors[-2] / errors[-1])
-        estimates.append(slope if math.isinf(before) else 2 * slope - before)
-        settled = abs(estimates[-1] - estimates[-2]) < SETTLED and abs(slope - before) < 2 * SETTLED
-        if errors[-1] < SETTLED and settled:
+        if math.isinf(before):
+            continue
+        estimates.append(2 * slope - before)
+        settled = len(estimates) > 1 and abs(estimates[-1] - estimates[-2]) < SETTLED
+        if settled and abs(slope - before) < 2 * SETTLED and errors[-1] < SETTLED:
             break
-    return Order(estimates[-1], tuple(steps), tuple(errors))
+    return Order(estimates[-1] if estimates else slope, tuple(steps), tuple(errors))
 
 
 def gaussian() -> Gaussian:
