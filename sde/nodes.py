@@ -34,20 +34,19 @@ class Table:
 
     Args:
         times: Grid of shape (N,), in the order of the run.
-        fractions: Where inside a step a solver evaluates, as fractions of it (0.5: the midpoint).
+        stages: Times inside each step at which a solver evaluates, each of shape (N - 1,); they follow the grid in
+            `all`.
 
     Example:
-        >>> table = Table(torch.linspace(1, 0, 3), fractions=(0.5,))
-        >>> table.nodes[0], between(table.nodes[0], table.nodes[1], 0.5)
-        (1.0, 0.75)
+        >>> table = Table(torch.linspace(1, 0, 3), stages=[torch.tensor([0.75, 0.25])])
+        >>> table.nodes, table.all[3:]
+        ([1.0, 0.5, 0.0], [0.75, 0.25])
     """
 
-    def __init__(self, times: Tensor, fractions: Sequence[float] = ()) -> None:
+    def __init__(self, times: Tensor, stages: Sequence[Tensor] = ()) -> None:
         grid = times.detach().to("cpu", torch.float64)
-        stages = [grid[:-1] + c * grid.diff() for c in fractions]
-        self.times = torch.cat([grid, *stages])
-        self.steps = len(grid) - 1
-        self.fractions = {c: len(grid) + k * self.steps for k, c in enumerate(fractions)}
+        self.times = torch.cat([grid, *(stage.to(grid) for stage in stages)])
+        self.steps, self.stages = len(grid) - 1, len(stages)
         self.columns: dict[Any, list] = {}
         self.owners: list[object] = []  # kept alive, so that an id in a key stays its owner's own
         self.all = [self._node(i, t) for i, t in enumerate(self.times.tolist())]
@@ -89,10 +88,3 @@ def tabulated(method: Callable[[Any, Tensor], Any]) -> Callable[[Any, Any], Any]
         return column[t.index]
 
     return lookup
-
-
-def between(t: Any, s: Any, fraction: float) -> Any:
-    """Time t + fraction (s - t) inside a step: a node where t and s are neighbours on a grid that has it."""
-    if type(t) is Node and type(s) is Node and fraction in t.table.fractions:
-        return t.table.all[t.table.fractions[fraction] + t.index]
-    return t + fraction * (s - t)

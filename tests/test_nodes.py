@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import sde
-from sde.nodes import Node, Table, between, tabulated
+from sde.nodes import Node, Table, tabulated
 
 
 class Counted:
@@ -32,7 +32,7 @@ def test_a_node_is_a_number_in_double_precision() -> None:
 
 
 def test_a_column_is_made_once_for_the_whole_grid_and_looked_up() -> None:
-    owner, table = Counted(), Table(TIMES, fractions=(0.5,))
+    owner, table = Counted(), Table(TIMES, stages=[TIMES[:-1]])
     rows = [owner.pair(node) for node in table.all]
     assert len(owner.asked) == 1
     assert owner.asked[0].dtype == torch.float64
@@ -65,24 +65,28 @@ def test_a_table_keeps_its_owners_alive_so_that_no_id_is_met_twice() -> None:
         del flow, vp
 
 
+class TwoStages(sde.Euler):
+    fractions = (0.5, 0.25)
+
+
 def test_times_inside_a_step() -> None:
-    table = Table(TIMES, fractions=(0.5, 0.25))
+    solver, forward = TwoStages(), sde.VP()
+    table = Table(TIMES, solver.stages(forward, TIMES.double()))
     t, s = table.nodes[:2]
-    for fraction in (0.5, 0.25):
-        inside = between(t, s, fraction)
+    for k, fraction in enumerate(solver.fractions):
+        inside = solver.stage(forward, t, s, k)
         assert type(inside) is Node
         assert inside == pytest.approx(t + fraction * (s - t))
-    assert type(between(t, s, 0.3)) is float
-    assert between(t, s, 0.3) == pytest.approx(t + 0.3 * (s - t))
-    assert between(1.0, 0.0, 0.5) == 0.5
+    assert type(solver.stage(forward, table.nodes[0], table.nodes[2], 0)) is not Node
+    assert solver.stage(forward, 1.0, 0.0, 0) == 0.5
     assert len(table.all) == 3 + 2 * 2
-    last = between(table.nodes[1], table.nodes[2], 0.25)
+    last = solver.stage(forward, table.nodes[1], table.nodes[2], 1)
     assert last == pytest.approx(0.6 - 0.25 * 0.5)
 
 
 @pytest.mark.parametrize("down", [True, False])
 def test_nodes_run_either_way(down: bool) -> None:
     times = TIMES if down else TIMES.flip(0)
-    table = Table(times, fractions=(0.5,))
+    table = Table(times, TwoStages().stages(sde.VP(), times.double()))
     assert table.nodes == times.double().tolist()
-    assert between(*table.nodes[:2], 0.5) == pytest.approx(float(times[:2].mean()))
+    assert TwoStages().stage(sde.VP(), *table.nodes[:2], 0) == pytest.approx(float(times[:2].mean()))

@@ -156,7 +156,7 @@ def _nodes(sde: ForwardSDE, on: Inputs) -> None:
         return
     down = torch.tensor(times_of(sde, (1.0, 0.6, 0.3, 0.0)), dtype=torch.float64)
     for grid in (down, down.flip(0)):
-        nodes = Table(grid, fractions=(0.5,)).all
+        nodes = Table(grid, stages=[(grid[:-1] + grid[1:]) / 2]).all
         for i, t in enumerate(nodes):
             below = next((s for s in (*nodes[i + 1 :], *nodes[:i]) if s < t), None)
             for name, act in _actions(sde, float(t), below is not None).items():

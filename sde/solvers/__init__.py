@@ -3,7 +3,6 @@
 from sde.solvers import grids
 from sde.solvers.corrector import AnnealedLangevin, Langevin, PredictorCorrector
 from sde.solvers.integrate import (
-    State,
     Trajectory,
     default_solver,
     default_times,
@@ -16,10 +15,10 @@ from sde.solvers.likelihood import divergence, log_prob
 from sde.solvers.multistep import AdamsBashforth
 from sde.solvers.onestep import DDIM, RK4, Ancestral, Euler, EulerMaruyama, Heun, ReverseDiffusion
 from sde.solvers.reverse import ReverseSDE
-from sde.solvers.solver import Solver
+from sde.solvers.solver import SelfPaced, Solver, State
 
 __all__ = [
-    "Solver", "ReverseSDE", "trajectory", "integrate", "record", "sample", "State", "Trajectory",
+    "Solver", "SelfPaced", "ReverseSDE", "trajectory", "integrate", "record", "sample", "State", "Trajectory",
     "grids", "default_solver", "default_times",
     "AdamsBashforth", "Euler", "EulerMaruyama", "Heun", "RK4", "ReverseDiffusion", "Ancestral", "DDIM",
     "Langevin", "AnnealedLangevin", "PredictorCorrector", "log_prob", "divergence",

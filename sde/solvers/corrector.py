@@ -17,6 +17,8 @@ e by alpha_i = 1 - beta_i, which tends to 1 on fine grids; here it is left out. 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, add
 
@@ -125,16 +127,17 @@ class PredictorCorrector(Solver):
         """The predictor's."""
         return self.predictor.eta
 
-    @property
-    def fractions(self) -> tuple[float, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The predictor's."""
-        return self.predictor.fractions
-
     order = 0.0  # the corrector's bias does not shrink with the time step
     endpoint = True
 
-    def start(self) -> Solver:  # noqa: D102
-        return PredictorCorrector(self.predictor.start(), self.corrector.start(), self.steps)
+    def start(self, sde: SDE, times: Tensor) -> Solver:  # noqa: D102
+        return PredictorCorrector(self.predictor.start(sde, times), self.corrector.start(sde, times), self.steps)
+
+    def stages(self, sde: SDE, times: Tensor) -> Sequence[Tensor]:  # noqa: D102
+        return self.predictor.stages(sde, times)
+
+    def stage(self, sde: SDE, t: float, s: float, k: int) -> Any:  # noqa: D102
+        return self.predictor.stage(sde, t, s, k)
 
     def check(self, sde: SDE) -> None:  # noqa: D102
         self.predictor.check(sde)

@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,15 +25,7 @@ from sde.solvers import grids
 from sde.solvers.multistep import AdamsBashforth
 from sde.solvers.onestep import DDIM, Heun, Transition
 from sde.solvers.reverse import ReverseSDE
-from sde.solvers.solver import Solver
-
-
-class State(NamedTuple):
-    """A moment of a run: time, state, and model evaluations so far."""
-
-    t: float
-    x: Tensor
-    calls: int
+from sde.solvers.solver import SelfPaced, Solver, State
 
 
 @dataclass(frozen=True)
@@ -44,11 +36,17 @@ class Trajectory:
         t: Times, (N,).
         x: States, (N, B, \*D).
         calls: Model evaluations up to each, (N,).
+        accepted: Steps up to each that a solver with step-size control kept, (N,); zeros for others.
+        rejected: Steps that it threw away, (N,).
+        serial: Evaluations one after the other, (N,), where a solver makes several at once.
     """
 
     t: Tensor
     x: Tensor
     calls: Tensor
+    accepted: Tensor | None = None
+    rejected: Tensor | None = None
+    serial: Tensor | None = None
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Trajectory:
         """The trajectory of fn(x): a projection, one channel, a decoder.
@@ -59,7 +57,7 @@ class Trajectory:
             >>> path.map(lambda x: x[:, :1]).x.shape
             torch.Size([3, 5, 1])
         """
-        return Trajectory(self.t, torch.stack([fn(x) for x in self.x]), self.calls)
+        return replace(self, x=torch.stack([fn(x) for x in self.x]))
 
 
 def _checked_times(sde: SDE, times: Tensor | Sequence[float]) -> Tensor:
@@ -129,15 +127,19 @@ def trajectory(
     """
     x, grid = _checked_state(x), _checked_times(sde, times)
     solver.check(sde)
-    return _run(sde, x, grid, solver.start(), noise or WhiteNoise(generator))
+    solver, noise = solver.start(sde, grid), noise or WhiteNoise(generator)
+    return solver.run(sde, x, grid, noise) if isinstance(solver, SelfPaced) else walk(sde, x, grid, solver, noise)
 
 
-def _run(sde: SDE, x: Tensor, times: Tensor, solver: Solver, noise: Noise) -> Iterator[State]:
-    nodes: list[Any] = list(Table(times, solver.fractions).nodes if sde.tabulates else times)
+def walk(sde: SDE, x: Tensor, times: Tensor, solver: Solver, noise: Noise) -> Iterator[State]:
+    """The loop of a started solver over a grid: `trajectory` without its checks."""
+    nodes: list[Any] = list(Table(times, solver.stages(sde, times)).nodes if sde.tabulates else times)
     # At an end where coefficients are infinite (alpha = 0 with noise, sigma = 0) the step goes by the endpoints
     # instead, forward by the exact transition.
     plans = [solver] * (len(nodes) - 1)
-    if isinstance(sde, ReverseSDE):
+    if solver.ends:
+        pass
+    elif isinstance(sde, ReverseSDE):
         if sde.singular(nodes[0]):
             plans[0] = DDIM()
         if sde.singular(nodes[-1]) and solver.endpoint:
@@ -204,8 +206,8 @@ def record(states: Iterable[State], every: int = 1, device: torch.device | str =
             last = None
     if last is not None:
         kept.append(last._replace(x=last.x.detach().to(device)))
-    t, x, calls = zip(*kept, strict=True)
-    return Trajectory(torch.tensor(t, dtype=torch.float64), torch.stack(x), torch.tensor(calls))
+    t, x, *counts = zip(*kept, strict=True)
+    return Trajectory(torch.tensor(t, dtype=torch.float64), torch.stack(x), *map(torch.tensor, counts))
 
 
 @torch.no_grad()

@@ -77,7 +77,7 @@ class AdamsBashforth(Solver):
         """Observed on ever finer grids: 2, as the start-up is of order 1 for one step; 1 for k = 1."""
         return float(min(self.k, 2))
 
-    def start(self) -> Solver:  # noqa: D102
+    def start(self, sde: SDE, times: Tensor) -> Solver:  # noqa: D102
         return AdamsBashforth(self.k)
 
     def check(self, sde: SDE) -> None:  # noqa: D102

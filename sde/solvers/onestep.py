@@ -12,7 +12,6 @@ from torch import Tensor, add
 
 from sde.forward import SDE, ForwardSDE, ScalarSDE
 from sde.forward.scalar import root
-from sde.nodes import between
 from sde.random import Noise
 from sde.shape import scaled
 from sde.solvers.solver import Solver, needs_model
@@ -118,7 +117,7 @@ class RK4(_Smooth):
     fractions = (0.5,)
 
     def step(self, sde: SDE, x: Tensor, t: float, s: float, noise: Noise) -> Tensor:  # noqa: D102
-        h, m = float(s) - float(t), between(t, s, 0.5)
+        h, m = float(s) - float(t), self.stage(sde, t, s, 0)
         y = x + sde.diffusion(x, m, noise.increment(x, t, s)) if sde.noisy else x
         k1 = sde.drift(x, t)
         k2 = sde.drift(add(x, k1, alpha=h / 2), m)

@@ -8,13 +8,31 @@ step.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 
 from sde.forward import SDE
+from sde.nodes import Node
 from sde.random import Noise
 from sde.solvers.reverse import ReverseSDE
+
+
+class State(NamedTuple):
+    """A moment of a run: time, state, and what it has cost so far.
+
+    `calls` counts model evaluations, one for a whole batch. A solver that chooses its own steps also counts those that
+    it `accepted` and `rejected`, and `serial` evaluations where several run at once.
+    """
+
+    t: float
+    x: Tensor
+    calls: int
+    accepted: int = 0
+    rejected: int = 0
+    serial: int = 0
 
 
 class Solver(ABC):
@@ -26,8 +44,9 @@ class Solver(ABC):
         weak: Weak order with additive noise; None if it takes none.
         calls: Model evaluations in a step.
         eta: The eta that `sample` gives it by default.
-        fractions: Where inside a step it evaluates, beside t and s; see `sde.nodes.between`.
+        fractions: Where inside a step it evaluates, beside t and s; a rule that is not spaced in t writes `stages`.
         endpoint: True if it evaluates the drift at s.
+        ends: True if it steps from alpha = 0 and to sigma = 0 by itself; the loop does it by `DDIM` for others.
 
     Example:
         >>> import torch, sde
@@ -51,10 +70,21 @@ class Solver(ABC):
     eta: float = 0.0
     fractions: tuple[float, ...] = ()
     endpoint: bool = False
+    ends: bool = False
 
-    def start(self) -> Solver:
-        """A solver for one run; a multistep rule returns a fresh object with memory."""
+    def start(self, sde: SDE, times: Tensor) -> Solver:
+        """A solver for one run along a grid (float64, on the CPU); one with memory returns a fresh object."""
         return self
+
+    def stages(self, sde: SDE, times: Tensor) -> Sequence[Tensor]:
+        """Times inside the steps of a grid (N,) at which it evaluates, each of shape (N - 1,)."""
+        return [times[:-1] + c * times.diff() for c in self.fractions]
+
+    def stage(self, sde: SDE, t: float, s: float, k: int) -> Any:
+        """The k-th of `stages` in the step from t to s: a node where t is one."""
+        if type(t) is Node and type(s) is Node and s.index == t.index + 1 and t.table.stages > k:
+            return t.table.all[len(t.table.nodes) + k * t.table.steps + t.index]
+        return self.stages(sde, torch.tensor([float(t), float(s)], dtype=torch.float64))[k][0]
 
     def check(self, sde: SDE) -> None:
         """Raise ValueError where this solver cannot solve that SDE, with the reason."""
@@ -63,6 +93,36 @@ class Solver(ABC):
     @abstractmethod
     def step(self, sde: SDE, x: Tensor, t: float, s: float, noise: Noise) -> Tensor:
         """State at s from the state x at t."""
+
+
+class SelfPaced(Solver):
+    """A solver that chooses its own steps between the times it is asked for; write `run` instead of `step`.
+
+    Example:
+        >>> import torch, sde
+        >>> from sde import State
+        >>> class Halves(sde.solvers.SelfPaced):  # Euler with two steps to each interval
+        ...     order, calls = 1.0, 2
+        ...
+        ...     def run(self, sde, x, times, noise):
+        ...         calls = 0
+        ...         yield State(float(times[0]), x, calls)
+        ...         for t, s in zip(times.tolist(), times[1:].tolist()):
+        ...             for a in (t, (t + s) / 2):
+        ...                 x, calls = x + (s - t) / 2 * sde.drift(x, a), calls + 1
+        ...             yield State(s, x, calls)
+        >>> model = sde.ExactScore(sde.Gaussian([0.0], 1.0), sde.VP())
+        >>> sde.sample(model, (8, 1), steps=10, solver=Halves()).shape
+        torch.Size([8, 1])
+    """
+
+    @abstractmethod
+    def run(self, sde: SDE, x: Tensor, times: Tensor, noise: Noise) -> Iterator[State]:
+        """States at each of the times, the first included; times as checked by `trajectory`, float64 on the CPU."""
+
+    def step(self, sde: SDE, x: Tensor, t: float, s: float, noise: Noise) -> Tensor:  # noqa: D102
+        times = torch.tensor([float(t), float(s)], dtype=torch.float64)
+        return list(self.run(sde, x, times, noise))[-1].x
 
 
 def needs_model(solver: Solver, sde: SDE) -> ReverseSDE:
