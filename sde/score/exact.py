@@ -181,7 +181,8 @@ class Mixture(Target):
         log_r, r, v, axes = self._components(y, alpha, sigma)
         shift = (_column(alpha) * self.variances.to(y)).to(y.dtype) / v * r
         weights = torch.softmax(log_r, 1)
-        x0 = weights @ self.means.to(y) + torch.einsum("bk,kij,bkj->bi", weights, axes, shift)
+        # Two factors at a time: einsum of all three would make a matrix for every sample and component.
+        x0 = weights @ self.means.to(y) + torch.einsum("kij,bkj->bi", axes, weights[..., None] * shift)
         return x0.reshape(y.shape)
 
 
