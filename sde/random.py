@@ -4,12 +4,14 @@ Numbers are drawn in float32 on the generator's own device, then moved and cast,
 on every device and in every dtype. A sequence of generators, one for each sample, makes a sample independent of the
 batch that it was drawn in.
 
-A solver's noise answers two questions. `increment(x, t, s)` is W(s) - W(t) of the Brownian motion that drives the SDE,
-with variance |s - t|. `fresh(x)` is a standard normal draw for correctors, which must not reuse the predictor's noise.
-`WhiteNoise` draws each increment anew; `BrownianPath` remembers W, so that a coarse and a fine solve share one path:
-a new time between two known ones a < t < b is drawn from the Brownian bridge,
+A solver's noise answers three questions. `increment(x, t, s)` is W(s) - W(t) of the Brownian motion that drives the
+SDE, with variance |s - t|. `increment_and_area(x, t, s)` adds the double integral that strong order 1.5 needs,
 
-    W(t) | W(a), W(b)  ~  N( ((b - t) W(a) + (t - a) W(b)) / (b - a),  (b - t)(t - a) / (b - a) ).
+    I = int_t^s (W(u) - W(t)) du,    var I = |h|^3 / 3,    cov(I, W(s) - W(t)) = h |h| / 2,    h = s - t.
+
+`fresh(x)` is a standard normal draw for correctors, which must not reuse the predictor's noise. `WhiteNoise` draws each
+increment anew; `BrownianPath` remembers the path, so that a coarse and a fine solve share one: a new time in between is
+drawn from the law of W given all that is known of it, its bridge.
 """
 
 from __future__ import annotations
@@ -119,6 +121,21 @@ class Noise:
         """The increment over [t, s] at unit variance, for steps that scale their noise themselves."""
         return self.increment(x, t, s) / math.sqrt(abs(s - t))
 
+    def increment_and_area(self, x: Tensor, t: float, s: float) -> tuple[Tensor, Tensor]:
+        """W(s) - W(t) and the integral of W(u) - W(t) du from t to s, jointly.
+
+        Right as it stands for noise that draws each interval once; noise that remembers has to override it.
+        """
+        h, w = float(s) - float(t), self.increment(x, t, s)
+        return w, torch.add(w, self.fresh(x), alpha=math.sqrt(abs(h) / 3)).mul_(h / 2)
+
+    def area(self, x: Tensor, t: float, s: float) -> Tensor:
+        """The integral of W(u) - W(t) du from t to s, of a path that is remembered."""
+        raise ValueError(
+            f"{type(self).__name__} does not remember the increment that this area belongs to: "
+            "ask for both by increment_and_area, or use a BrownianPath"
+        )
+
     def fresh(self, x: Tensor) -> Tensor:
         """A standard normal draw that shares nothing with the path."""
         return randn_like(x, self.generator)
@@ -142,13 +159,19 @@ class WhiteNoise(Noise):
 
 
 class BrownianPath(Noise):
-    """A Brownian motion that is remembered, so that solves on different grids see the same path.
+    r"""A Brownian motion that is remembered, so that solves on different grids see the same path.
 
     Args:
         generator: For the values of W and, later, for the fresh draws of correctors.
 
     The path is bound to the first state that asks: its shape, dtype and device. Memory is one state for each
-    distinct time. The values depend on the order in which times are asked for, their joint law does not.
+    distinct time, two once an area has been asked for. The values depend on the order in which times and areas are
+    asked for, their joint law does not. Between two known times, h apart, W is its chord and a bridge X, and the area
+    needs J = \int X du ~ N(0, h^3 / 12). A new time at distances p and q from the two is drawn as
+
+        X ~ N(0, p q / h)                                           while J is not known,
+        X | J ~ N(6 p q J / h^3, p q / h (1 - 3 p q / h^2))         once it is, and with R = J - h X / 2
+        J1 | R ~ N(p^3 R / (p^3 + q^3), p^3 q^3 / 12 (p^3 + q^3)),  J2 = R - J1         in its two parts.
 
     Example:
         >>> path, x = BrownianPath(torch.Generator().manual_seed(0)), torch.zeros(4, 2)
@@ -162,6 +185,7 @@ class BrownianPath(Noise):
         super().__init__(generator)
         self._times: list[float] = []
         self._values: list[Tensor] = []
+        self._bridges: list[Tensor | None] = []  # J of the interval after each time but the last
 
     def increment(self, x: Tensor, t: float, s: float) -> Tensor:
         """W(s) - W(t) of the remembered path."""
@@ -175,6 +199,30 @@ class BrownianPath(Noise):
         w_t = self._at(x, float(t))
         return self._at(x, float(s)) - w_t
 
+    def increment_and_area(self, x: Tensor, t: float, s: float) -> tuple[Tensor, Tensor]:
+        """W(s) - W(t) and the integral of W(u) - W(t) du from t to s, of the remembered path."""
+        w, area, start = self.increment(x, t, s), torch.zeros_like(x), self._at(x, float(t))
+        first, last = (bisect.bisect_left(self._times, float(u)) for u in (min(t, s), max(t, s)))
+        before = self._values[first] - start
+        for i in range(first, last):
+            h, after = self._times[i + 1] - self._times[i], self._values[i + 1] - start
+            area.add_(before + after, alpha=h / 2).add_(self._bridge(x, i, h))
+            before = after
+        return w, area if s > t else -area
+
+    def area(self, x: Tensor, t: float, s: float) -> Tensor:
+        """The integral of W(u) - W(t) du from t to s, of the remembered path."""
+        return self.increment_and_area(x, t, s)[1]
+
+    def _bridge(self, x: Tensor, i: int, h: float) -> Tensor:
+        known = self._bridges[i]
+        if known is None:
+            known = self._bridges[i] = self._normal(x, h**3 / 12)
+        return known
+
+    def _normal(self, x: Tensor, variance: float) -> Tensor:
+        return randn_like(x, self.generator) * math.sqrt(variance)
+
     def _at(self, x: Tensor, t: float) -> Tensor:
         i = bisect.bisect_left(self._times, t)
         if i < len(self._times) and self._times[i] == t:
@@ -183,11 +231,23 @@ class BrownianPath(Noise):
             w = torch.zeros_like(x)
         elif i in (0, len(self._times)):  # outside what is known: an independent increment beyond the nearest time
             near = 0 if i == 0 else -1
-            w = self._values[near] + randn_like(x, self.generator) * math.sqrt(abs(t - self._times[near]))
+            w = self._values[near] + self._normal(x, abs(t - self._times[near]))
+            self._bridges.insert(i, None)
         else:
             a, b = self._times[i - 1], self._times[i]
-            mean = torch.lerp(self._values[i - 1], self._values[i], (t - a) / (b - a))
-            w = mean + randn_like(x, self.generator) * math.sqrt((b - t) * (t - a) / (b - a))
+            bend, *self._bridges[i - 1 : i] = self._parted(x, self._bridges[i - 1], t - a, b - t, b - a)
+            w = torch.lerp(self._values[i - 1], self._values[i], (t - a) / (b - a)) + bend
         self._times.insert(i, t)
         self._values.insert(i, w)
         return w
+
+    def _parted(
+        self, x: Tensor, known: Tensor | None, p: float, q: float, h: float
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """X at a new time, and J of both its sides where that of the whole is known."""
+        if known is None:
+            return self._normal(x, q * p / h), None, None
+        bend = known * (6 * p * q / h**3) + self._normal(x, p * q / h * max(1 - 3 * p * q / h**2, 0.0))
+        rest, share = known - h / 2 * bend, p**3 / (p**3 + q**3)
+        left = share * rest + self._normal(x, share * q**3 / 12)
+        return bend, left, rest - left

@@ -4,14 +4,19 @@ import math
 from collections.abc import Callable
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from torch import Tensor
 
-from sde.checks import reproducible
+import sde.random
+from sde.checks import affine, reproducible
+from sde.forward import BrownianMotion
 from sde.random import BrownianPath, Noise, WhiteNoise, rand, randn, randn_like
+from sde.solvers import Solver
 
 Seeded = Callable[[int], torch.Generator]
 N = 20_000
@@ -150,3 +155,130 @@ def test_non_contiguous_states_take_noise(seeded: Seeded) -> None:
     for noise in (WhiteNoise(seeded(0)), BrownianPath(seeded(0))):
         assert noise.increment(x, 1.0, 0.0).shape == x.shape
     assert torch.equal(randn_like(x, seeded(0)), randn(x.shape, seeded(0)))
+
+
+# Areas: the integral of W(u) - W(t) from t to s.
+
+
+@pytest.mark.parametrize("kind", [WhiteNoise, BrownianPath])
+@pytest.mark.parametrize(("t", "s"), [(0.2, 1.0), (1.0, 0.2)], ids=["up", "down"])
+def test_increment_and_area_have_their_joint_law(kind: type[Noise], t: float, s: float, seeded: Seeded) -> None:
+    x, h = torch.zeros(N, 1, dtype=torch.float64), s - t
+    w, area = kind(seeded(0)).increment_and_area(x, t, s)
+    drawn = torch.cat([w, area], 1)
+    expected = torch.tensor([[abs(h), h * abs(h) / 2], [h * abs(h) / 2, abs(h) ** 3 / 3]], dtype=torch.float64)
+    assert drawn.shape == (N, 2)
+    assert float(drawn.mean(0).abs().max()) < 5 * math.sqrt(abs(h) / N)
+    torch.testing.assert_close(drawn.T.cov(), expected, rtol=0, atol=5 * abs(h) * math.sqrt(2 / N))
+    rest = (area - h / 2 * w)[:, 0] / math.sqrt(abs(h) ** 3 / 12)
+    assert stats.kstest(rest.numpy(), "norm").pvalue > 1e-3
+
+
+def test_the_increment_of_a_pair_is_the_increment(seeded: Seeded) -> None:
+    x = torch.zeros(4, 2)
+    assert torch.equal(
+        WhiteNoise(seeded(0)).increment_and_area(x, 1.0, 0.4)[0], WhiteNoise(seeded(0)).increment(x, 1.0, 0.4)
+    )
+    path = BrownianPath(seeded(0))
+    w, area = path.increment_and_area(x, 1.0, 0.4)
+    assert torch.equal(w, path.increment(x, 1.0, 0.4))
+    assert torch.equal(area, path.area(x, 1.0, 0.4))
+
+
+def covariance(order: list[tuple[str, float, float]], wanted: list[tuple[str, float, float]], monkeypatch) -> Tensor:
+    """Exact covariance of `wanted` questions, asked after those in `order`: each draw is a basis vector of its own."""
+    m = 64
+    drawn = iter(torch.eye(m, dtype=torch.float64))
+    monkeypatch.setattr(sde.random, "randn_like", lambda x, generator=None: next(drawn)[:, None].clone())
+    path, x = BrownianPath(), torch.zeros(m, 1, dtype=torch.float64)
+    for what, t, s in order:
+        getattr(path, what)(x, t, s)
+    rows = torch.cat([getattr(path, what)(x, t, s) for what, t, s in wanted], 1).T
+    return rows @ rows.T
+
+
+def exact_covariance(wanted: list[tuple[str, float, float]]) -> Tensor:
+    """The same by quadrature: each answer is the integral of a weight k(u) dW(u)."""
+    edges = sorted({u for _, t, s in wanted for u in (t, s)})
+    node, weight = np.polynomial.legendre.leggauss(3)
+    u = np.concatenate([(a + b) / 2 + (b - a) / 2 * node for a, b in pairwise(edges)])
+    w = np.concatenate([(b - a) / 2 * weight for a, b in pairwise(edges)])
+
+    def kernel(what: str, t: float, s: float) -> np.ndarray:
+        sign, inside = math.copysign(1.0, s - t), (u > min(t, s)) & (u < max(t, s))
+        return np.where(inside, sign if what == "increment" else sign * (s - u), 0.0)
+
+    k = np.stack([kernel(*question) for question in wanted])
+    return torch.from_numpy(k * w @ k.T)
+
+
+ASKED = [
+    [("area", 0.0, 1.0)],
+    [("increment", 0.0, 1.0), ("area", 1.0, 0.3), ("increment", 1.0, 0.55)],
+    [("area", 0.3, 1.0), ("increment", 0.0, 0.6), ("area", 1.0, 0.0), ("increment", 0.8, 0.1)],
+    [("increment", 0.6, 0.3), ("area", 0.6, 1.0), ("area", 0.9, 0.0), ("increment", 0.95, 0.05)],
+    [("area", 1.0, 0.9), ("area", 0.1, 0.0), ("area", 0.0, 1.0), ("area", 0.45, 0.7)],
+]
+
+
+@pytest.mark.parametrize("order", ASKED, ids=range(len(ASKED)))
+def test_areas_and_increments_have_their_joint_law_in_whatever_order(order, monkeypatch) -> None:
+    knots = (0.0, 0.3, 0.6, 1.0)
+    wanted = [(what, t, s) for what in ("increment", "area") for t, s in pairwise(knots)]
+    wanted += [("area", 1.0, 0.0), ("area", 0.6, 0.0), ("increment", 1.0, 0.3)]
+    torch.testing.assert_close(covariance(order, wanted, monkeypatch), exact_covariance(wanted), rtol=1e-9, atol=1e-12)
+
+
+@settings(max_examples=settings.default.max_examples // 2)
+@given(
+    times=st.lists(st.floats(0.0, 2.0).map(lambda t: round(t, 6)), min_size=3, max_size=6, unique=True),
+    asked=st.lists(st.booleans(), min_size=15, max_size=15),
+    seed=st.integers(0, 10),
+)
+def test_areas_add_up_and_are_remembered(times: list[float], asked: list[bool], seed: int) -> None:
+    path, x = BrownianPath(torch.Generator().manual_seed(seed)), torch.zeros(3, 2, dtype=torch.float64)
+    first = {}
+    for (t, s), area in zip([(t, s) for t in times for s in times if t < s], asked, strict=False):
+        first[t, s] = path.area(x, t, s) if area else path.increment(x, t, s)
+    for ((t, s), answer), area in zip(first.items(), asked, strict=False):
+        again = path.area(x, t, s) if area else path.increment(x, t, s)
+        torch.testing.assert_close(again, answer, rtol=1e-9, atol=1e-12)  # its parts may be known by now
+    for a in times:
+        for b in times:
+            for c in times:
+                parts = path.area(x, a, b) + path.area(x, b, c) + (c - b) * path.increment(x, a, b)
+                torch.testing.assert_close(path.area(x, a, c), parts, rtol=1e-9, atol=1e-12)
+
+
+def test_areas_do_not_see_the_batch() -> None:
+    def path(n: int, generator: object) -> torch.Tensor:
+        noise = BrownianPath(generator)  # type: ignore[arg-type]
+        x = torch.zeros(n, 2)
+        asked = [noise.area(x, 1.0, 0.0), noise.increment(x, 1.0, 0.4), *noise.increment_and_area(x, 0.4, 0.1)]
+        return torch.cat([*asked, *WhiteNoise(generator).increment_and_area(x, 1.0, 0.0)], 1)  # type: ignore[arg-type]
+
+    reproducible(path, "area", rtol=0.0)
+
+
+def test_white_noise_gives_an_area_with_its_increment_only(seeded: Seeded) -> None:
+    message = "WhiteNoise does not remember .*: ask for both by increment_and_area, or use a BrownianPath"
+    with pytest.raises(ValueError, match=message):
+        WhiteNoise(seeded(0)).area(torch.zeros(3, 2), 1.0, 0.0)
+
+
+class Areas(Solver):
+    """Adds the increment and the area of each step to the state: covariances that are known."""
+
+    order, weak = 1.0, 1.0
+
+    def step(self, sde, x, t, s, noise):
+        w, area = noise.increment_and_area(x, t, s)
+        return x + w + area
+
+
+def test_a_probe_sees_areas_too() -> None:
+    """Each step adds |h| + 2 h |h| / 2 + |h|^3 / 3 to the variance."""
+    run = affine(BrownianMotion(), (2,), [0.0, 0.4, 1.0], Areas())
+    _, cov = run.moments(torch.zeros(2).double(), torch.zeros(2, 2).double())
+    expected = sum(h + h**2 + h**3 / 3 for h in (0.4, 0.6))
+    torch.testing.assert_close(cov, expected * torch.eye(2, dtype=torch.float64))
