@@ -134,7 +134,7 @@ def ours(x: Tensor) -> list[Candidate]:
         ("Ancestral", sde.Ancestral(), "ancestral"),
         ("DDIM + Langevin", sde.PredictorCorrector(sde.DDIM(), sde.AnnealedLangevin()), ""),
         ("Euler–Maruyama + Langevin", sde.PredictorCorrector(sde.EulerMaruyama(), sde.Langevin()), ""),
-        ("Multistep", sde.AdamsBashforth(), ""),
+        ("Multistep", sde.Adams(), ""),
     ]
     net, found = Identity(), []
     settings = [(FLOW, sde.Flow(), "velocity"), (VP, sde.VP(), "eps"), (EDM, sde.EDM(), "edm")]

@@ -54,7 +54,7 @@ from sde.score import (
 from sde.solvers import (
     DDIM,
     RK4,
-    AdamsBashforth,
+    Adams,
     Ancestral,
     AnnealedLangevin,
     Euler,
@@ -90,7 +90,7 @@ __all__ = [
     "Model", "ScoreModel", "Wrapper", "ExactScore", "Target", "Gaussian", "Mixture", "Empirical", "Reschedule", "CFG",
     # solvers
     "Solver", "ReverseSDE", "trajectory", "integrate", "record", "sample", "State", "Trajectory", "grids",
-    "AdamsBashforth", "Euler", "EulerMaruyama", "Heun", "RK4", "ReverseDiffusion", "Ancestral", "DDIM",
+    "Adams", "Euler", "EulerMaruyama", "Heun", "RK4", "ReverseDiffusion", "Ancestral", "DDIM",
     "Langevin", "AnnealedLangevin", "PredictorCorrector", "log_prob",
     # training
     "fit", "fit_steps", "History", "save", "load",

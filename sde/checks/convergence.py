@@ -162,7 +162,7 @@ def _fine_flow(sde: ForwardSDE) -> tuple[ReverseSDE, Tensor, Tensor]:
     """The flow of the mixture, states at the start of the window, and where a fine solve takes them."""
     flow = ReverseSDE(ExactScore(mixture(), sde))
     x = _start(mixture(), sde, 32)
-    return flow, x, integrate(flow, x, window(sde, FINE // 2), RK4())
+    return flow, x, integrate(flow, x, window(sde, FINE), RK4())
 
 
 def ode_order(solver: Solver, sde: ForwardSDE) -> Order:

@@ -30,7 +30,7 @@ SDES: Table = {
 }
 
 SOLVERS: Table = {
-    "AdamsBashforth": sde.AdamsBashforth,
+    "Adams": sde.Adams,
     "Heun": sde.Heun,
     "RK4": sde.RK4,
     "Euler": sde.Euler,

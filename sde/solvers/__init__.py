@@ -1,6 +1,7 @@
 """Solvers: how the way back is walked. `integrate` holds the one loop, the others the rules of a step."""
 
 from sde.solvers import grids
+from sde.solvers.adams import Adams
 from sde.solvers.corrector import AnnealedLangevin, Langevin, PredictorCorrector
 from sde.solvers.integrate import (
     Trajectory,
@@ -12,7 +13,6 @@ from sde.solvers.integrate import (
     trajectory,
 )
 from sde.solvers.likelihood import divergence, log_prob
-from sde.solvers.multistep import AdamsBashforth
 from sde.solvers.onestep import DDIM, RK4, Ancestral, Euler, EulerMaruyama, Heun, ReverseDiffusion
 from sde.solvers.reverse import ReverseSDE
 from sde.solvers.solver import SelfPaced, Solver, State
@@ -20,6 +20,6 @@ from sde.solvers.solver import SelfPaced, Solver, State
 __all__ = [
     "Solver", "SelfPaced", "ReverseSDE", "trajectory", "integrate", "record", "sample", "State", "Trajectory",
     "grids", "default_solver", "default_times",
-    "AdamsBashforth", "Euler", "EulerMaruyama", "Heun", "RK4", "ReverseDiffusion", "Ancestral", "DDIM",
+    "Adams", "Euler", "EulerMaruyama", "Heun", "RK4", "ReverseDiffusion", "Ancestral", "DDIM",
     "Langevin", "AnnealedLangevin", "PredictorCorrector", "log_prob", "divergence",
 ]  # fmt: skip

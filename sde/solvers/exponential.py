@@ -20,8 +20,9 @@ of order k integrates the polynomial in a coordinate u through the last k values
 from __future__ import annotations
 
 import copy
+import functools
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,6 @@ import torch
 from torch import Tensor
 
 from sde.forward import SDE, ScalarSDE
-from sde.random import Noise
 from sde.score import Model
 from sde.solvers.solver import Solver, needs_model
 
@@ -81,6 +81,18 @@ class Exponential(Solver):
             raise ValueError(f"{name} needs a scalar SDE, got {type(reverse.model.sde).__name__}: use Heun or RK4")
 
 
+QUADRATURE = 24
+MINIMAL = 5
+"""Points that integrate any density well, and a polynomial of degree 9 exactly."""
+
+
+@functools.cache
+def _gauss_legendre(n: int) -> tuple[Tensor, Tensor]:
+    """Abscissae and weights on [0, 1]."""
+    x, w = np.polynomial.legendre.leggauss(n)
+    return torch.from_numpy((x + 1) / 2), torch.from_numpy(w / 2)
+
+
 class Along:
     """The linear part of each step along a grid, and integrals over the steps of polynomials through its nodes.
 
@@ -103,7 +115,8 @@ class Along:
             theta = torch.atan2(sigma, alpha * scale)
             self.first = -self.r[1:] * theta.diff()
         else:
-            dead = alpha == 0 if predict == "eps" else dead  # nothing of eps can be told from x there: z instead
+            # Nothing of eps can be told from x at alpha = 0, nor of z from E held to sigma = 0: the other one there.
+            dead = (alpha if predict == "eps" else sigma) == 0
             self.p = (dead if predict == "eps" else ~dead).double()
             self.q = 1 - self.p
             on_z = self.p[:-1] == 1
@@ -115,24 +128,18 @@ class Along:
         ]
         self.u = torch.where(dead | ~u.isfinite(), torch.nan, u)
 
-    def integrals(self, steps: Tensor, lead: int, k: int, end: int = 1) -> Tensor:
-        """C int L_j dkappa over the steps from nodes `steps`, (n, k): through the nodes steps + lead and before.
+    def integrals(self, steps: Tensor, nodes: Tensor) -> Tensor:
+        """C int L_j dkappa over the steps (n,) that begin there, through the given nodes (n, k); absent if below 0.
 
-        Where fewer than two nodes are there, or where an end is infinite, the first-order rule: E held.
+        Where fewer than two nodes are there, or an end is infinite, E is held: the rule of order 1.
         """
-        at = steps[:, None] + lead - torch.arange(k)
-        nodes = torch.where(at < 0, torch.nan, self.u[at.clamp_min(0)])
-        begin, h = self.u[steps], self.u[steps + end] - self.u[steps]
-        x, w = (torch.from_numpy(c) for c in np.polynomial.legendre.leggauss(QUADRATURE))
-        x, w = (x + 1) / 2, w / 2
-        density = self._density(begin[:, None] + h[:, None] * x, steps + end)
-        found = lagrange_integrals(
-            (nodes - begin[:, None]) / h[:, None], x.expand(len(steps), -1), h[:, None] * w * density
-        )
-        held = torch.zeros_like(found)
-        held[:, lead] = self.first[steps] if end == 1 else torch.nan
-        good = (nodes.isfinite().sum(1, keepdim=True) > 1) & found.isfinite().all(1, keepdim=True)
-        return torch.where(good, found, held)
+        at = torch.where(nodes < 0, torch.nan, self.u[nodes.clamp_min(0)])
+        begin, h = self.u[steps, None], (self.u[steps + 1] - self.u[steps])[:, None]
+        x, w = _gauss_legendre(MINIMAL if self.predict == "edm" and self.coordinate == "angle" else QUADRATURE)
+        density = self._density(begin + h * x, steps + 1)
+        found = lagrange_integrals((at - begin) / h, x.expand(len(steps), -1), h * w * density)
+        good = (at.isfinite().sum(1, keepdim=True) > 1) & h.isfinite() & found.isfinite().all(1, keepdim=True)
+        return torch.where(good, found, (nodes == steps[:, None]) * self.first[steps, None])
 
     def _density(self, u: Tensor, to: Tensor) -> Tensor:
         """C dkappa/du at points u (n, q) of steps that end at the nodes `to`."""
@@ -179,104 +186,3 @@ def lagrange_integrals(nodes: Tensor, points: Tensor, weights: Tensor) -> Tensor
     factors = (points[:, None, None, :] - at[:, None, :, None]) / torch.where(same, 1.0, gap)[..., None]
     basis = torch.where(same[..., None], 1.0, factors).prod(2)
     return torch.where(there, (basis * weights[:, None, :]).sum(2), 0.0)
-
-
-class Adams(Exponential):
-    r"""Exponential Adams rule of any order: Adams–Bashforth, and with a corrector that costs no evaluation.
-
-    Each step adds the integral of the polynomial through the last k values of E. With `corrector`, the value that is
-    made at the new state also mends that state, before the next step leaves it: the Adams–Moulton rule through k + 1
-    values in place of the Adams–Bashforth rule through k (mode PEC; the last state of a run is predicted only).
-
-    Args:
-        order: k, from 1 to 8.
-        predict: E of the table above: edm, eps or x0.
-        coordinate: u of the polynomial: angle (atan(rho / a)), log_snr, ratio (rho) or t. Default: angle for edm, log_snr
-            for eps and x0.
-        corrector: Whether values mend the state they were made at.
-        start: "ramp": first steps use what values there are, as in the papers, so that the observed order on ever finer
-            grids is at most 2 (3 with a corrector). "full": the first k - 1 steps are swept until the rule's order is
-            reached, for 1 + (k - 3)(k - 1) more evaluations where k >= 3.
-
-    References:
-        Adams & Bashforth (1883); Hochbruck & Ostermann (2010), Acta Numerica 19, 209; for diffusion models Zhang & Chen
-        (2023), 2204.13902 (DEIS), Lu et al. (2022), 2211.01095 (DPM-Solver++), and the corrector Zhao et al. (2023),
-        2302.04867 (UniPC); the angle: Salimans & Ho (2022), 2202.00512, appendix D, for DDIM.
-
-    Example:
-        >>> import torch, sde
-        >>> model = sde.ExactScore(sde.Gaussian([3.0], 0.25), sde.VP())
-        >>> sde.sample(model, (8, 1), steps=10, solver=sde.Adams(order=3)).shape
-        torch.Size([8, 1])
-    """
-
-    def __init__(
-        self,
-        order: int = 3,
-        predict: str = "edm",
-        coordinate: str | None = None,
-        corrector: bool = True,
-        start: str = "ramp",
-    ) -> None:
-        super().__init__()
-        if isinstance(order, bool) or not isinstance(order, int) or not 1 <= order <= 8:
-            raise ValueError(f"order must be a whole number from 1 to 8, got {order!r}: 3 is the default")
-        _one_of("predict", predict, PREDICTIONS)
-        _one_of("start", start, ("ramp", "full"))
-        coordinate = coordinate or ("angle" if predict == "edm" else "log_snr")
-        _one_of("coordinate", coordinate, COORDINATES)
-        self.k, self.predict, self.coordinate, self.corrector, self.starting = (
-            order,
-            predict,
-            coordinate,
-            corrector,
-            start,
-        )
-        self.calls = 1
-
-    @property
-    def order(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Observed on ever finer grids: that of the rule, or of its start."""
-        rule = self.k + self.corrector
-        return float(rule if self.starting == "full" else min(rule, 2 + self.corrector))
-
-    def columns(self, model: Model, eta: float, times: Tensor) -> Sequence[Tensor]:  # noqa: D102
-        forward, scale = model.sde, model.data_scale()
-        assert isinstance(forward, ScalarSDE)
-        at = Along(forward, scale, times, self.predict, self.coordinate)
-        n, k = len(times) - 1, self.k
-        ahead = at.integrals(torch.arange(n), 0, k)
-        if self.corrector:
-            # What E_i changes in x_i, carried through the step from i.
-            back = at.integrals(torch.arange(n - 1), 1, k + 1)
-            back[:, 1:] -= ahead[:-1]
-            ahead = torch.cat([ahead, ahead.new_zeros(n, 1)], 1)
-            ahead[1:] += at.c[1:, None] * back
-        return at.p[:-1], at.q[:-1], at.c, at.shift, ahead
-
-    def start(self, sde: SDE, times: Tensor) -> Solver:  # noqa: D102
-        fresh = super().start(sde, times)
-        assert isinstance(fresh, Adams)
-        return fresh
-
-    def step(self, sde: SDE, x: Tensor, t: float, s: float, noise: Noise) -> Tensor:  # noqa: D102
-        model, mean = needs_model(self, sde).model, needs_model(self, sde).model.data_mean()
-        p, q, c, shift, w = self.row(sde, t, s)
-        value = model(x, t).combine(p, q)
-        if mean is not None:
-            value = value - p * mean.to(value)
-        self.memory = [value, *self.memory[: self.k - 1 + self.corrector]]
-        y = x * c if mean is None else x * c + shift * mean.to(x)
-        for weight, past in zip(w, self.memory, strict=False):
-            y = torch.add(y, past, alpha=weight)
-        return y
-
-
-QUADRATURE = 24
-PREDICTIONS = ("edm", "eps", "x0")
-COORDINATES = ("angle", "log_snr", "ratio", "t")
-
-
-def _one_of(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")

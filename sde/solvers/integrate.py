@@ -22,7 +22,7 @@ from sde.nodes import Table
 from sde.random import Generator, Noise, WhiteNoise
 from sde.score import Model
 from sde.solvers import grids
-from sde.solvers.multistep import AdamsBashforth
+from sde.solvers.adams import Adams
 from sde.solvers.onestep import DDIM, Heun, Transition
 from sde.solvers.reverse import ReverseSDE
 from sde.solvers.solver import SelfPaced, Solver, State
@@ -229,7 +229,7 @@ def sample(
         model: Score model, exact or trained; put it in eval mode first.
         shape: (B, \*D).
         steps: Number of solver steps; ignored where times are given.
-        solver: Default: `AdamsBashforth`, one evaluation a step; `Heun` for a matrix SDE or where eta > 0.
+        solver: Default: `Adams`, one evaluation a step; `Heun` for a matrix SDE or where eta > 0.
         times: Grid from t_max down. Default: `grids.data_scaled` for the model's data.
         eta: Noise of the reverse SDE. Default: the solver's own, 0 for ODE solvers.
         x: State to start from, instead of a draw from the prior.
@@ -275,7 +275,7 @@ def sample(
 
 def default_solver(model: Model, eta: float | None = None) -> Solver:
     """The solver that `sample` takes by default."""
-    return AdamsBashforth() if isinstance(model.sde, ScalarSDE) and not eta else Heun()
+    return Adams() if isinstance(model.sde, ScalarSDE) and not eta else Heun()
 
 
 def default_times(model: Model, steps: int) -> Tensor:

@@ -40,6 +40,7 @@ class Solver(ABC):
 
     Attributes:
         order: Global order on an ODE.
+        nominal: Order of the rule itself where its first steps cap `order` below it; a fit may lie between the two.
         strong: Strong order with additive noise; None if it takes none.
         weak: Weak order with additive noise; None if it takes none.
         calls: Model evaluations in a step.
@@ -64,6 +65,7 @@ class Solver(ABC):
     """
 
     order: ClassVar[float]
+    nominal: float | None = None
     strong: ClassVar[float | None] = None
     weak: ClassVar[float | None] = None
     calls: int = 1

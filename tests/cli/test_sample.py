@@ -79,7 +79,7 @@ def test_picture_alone(cli):
         (["label=1"], "label=1: this model knows no classes"),
         (["steps=0"], "steps must be"),
         (["out=x.jpg"], "unknown file format '.jpg'"),
-        (["solver=AdamsBashforth", "eta=1"], "eta"),
+        (["solver=Adams", "eta=1"], "eta"),
         (["device=abacus"], "device 'abacus'"),
     ],
 )

@@ -16,7 +16,7 @@ SOLVERS = {
     "ReverseDiffusion": sde.ReverseDiffusion,
     "Ancestral": sde.Ancestral,
     "DDIM": sde.DDIM,
-    "AdamsBashforth": sde.AdamsBashforth,
+    "Adams": sde.Adams,
     "Langevin": lambda: sde.PredictorCorrector(sde.EulerMaruyama(), sde.Langevin()),
     "AnnealedLangevin": lambda: sde.PredictorCorrector(sde.ReverseDiffusion(), sde.AnnealedLangevin(), steps=2),
 }

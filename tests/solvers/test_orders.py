@@ -34,7 +34,7 @@ SOLVERS = {
     "ReverseDiffusion": sde.ReverseDiffusion(),
     "Ancestral": sde.Ancestral(),
     "DDIM": sde.DDIM(),
-    "AdamsBashforth": sde.AdamsBashforth(),
+    "Adams": sde.Adams(),
 }
 QUICK = [
     *[(name, "VP") for name in SOLVERS],
@@ -48,21 +48,23 @@ def keeps_its_orders(solver, forward, etas):
     fits = sde.checks.solver(SOLVERS[solver], SDES[forward], etas)
     declared = {"order": SOLVERS[solver].order, "weak": SOLVERS[solver].weak, "strong": SOLVERS[solver].strong}
     for name, fit in fits.items():
-        assert fit.value == pytest.approx(declared[name.split()[0]], abs=0.2), f"{name}: {fit}"
+        low = declared[name.split()[0]]
+        high = SOLVERS[solver].nominal or low if name.startswith("order") else low
+        assert low - 0.2 <= fit.value <= max(low, high) + 0.2, f"{name}: {fit}"
     return fits
 
 
 @pytest.mark.parametrize(("solver", "forward"), QUICK)
 def test_orders(solver, forward):
     fits = keeps_its_orders(solver, forward, etas=(1.0,))
-    assert ("strong order at eta=1" in fits) == (solver != "AdamsBashforth")
+    assert ("strong order at eta=1" in fits) == (solver != "Adams")
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("forward", SDES)
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_orders_of_the_full_product(solver, forward):
-    if solver == "AdamsBashforth" and isinstance(SDES[forward], sde.MatrixSDE):
+    if solver == "Adams" and isinstance(SDES[forward], sde.MatrixSDE):
         pytest.skip("refused")
     keeps_its_orders(solver, forward, etas=(0.3, 0.5, 1.0, 1.5))
 
@@ -248,5 +250,5 @@ def test_steps_that_are_not_affine_are_refused():
 def test_what_is_no_solver_is_refused():
     with pytest.raises(TypeError, match=r"got the class Euler: pass MySolver\(\)"):
         sde.checks.solver(sde.Euler, sde.VP())
-    with pytest.raises(ValueError, match="AdamsBashforth needs a scalar SDE"):
-        sde.checks.solver(sde.AdamsBashforth(), sde.CLD())
+    with pytest.raises(ValueError, match="Adams needs a scalar SDE"):
+        sde.checks.solver(sde.Adams(), sde.CLD())

@@ -72,7 +72,7 @@ def test_eta_that_is_no_amount_of_noise(eta):
 
 @pytest.mark.parametrize(
     "solver",
-    [sde.DDIM(), sde.Ancestral(), sde.ReverseDiffusion(), sde.AdamsBashforth(), sde.Langevin(), sde.AnnealedLangevin()],
+    [sde.DDIM(), sde.Ancestral(), sde.ReverseDiffusion(), sde.Adams(), sde.Langevin(), sde.AnnealedLangevin()],
     ids=lambda s: type(s).__name__,
 )
 @pytest.mark.parametrize("process", [sde.DoubleWell(), sde.VP()], ids=lambda p: type(p).__name__)
@@ -117,7 +117,7 @@ def test_a_coupled_model_takes_no_corrector(corrector):
 
 def test_a_coupled_model_takes_every_ode_solver():
     process = reverse(sde.Flow(), coupled=True)
-    for solver in (sde.Euler(), sde.Heun(), sde.RK4(), sde.DDIM(), sde.AdamsBashforth()):
+    for solver in (sde.Euler(), sde.Heun(), sde.RK4(), sde.DDIM(), sde.Adams()):
         assert solve(process, solver).isfinite().all()
 
 

@@ -32,13 +32,13 @@ SOLVERS = {
     "Ancestral": (sde.Ancestral(), 1.0, 256),
     "DDIM": (sde.DDIM(), 0.0, 256),
     "DDIM, eta=.5": (sde.DDIM(), 0.5, 256),
-    "AdamsBashforth": (sde.AdamsBashforth(), 0.0, 32),
+    "Adams": (sde.Adams(), 0.0, 32),
     "Langevin": (sde.PredictorCorrector(sde.Ancestral(), sde.AnnealedLangevin(0.05)), 1.0, 256),
 }
 QUICK = [
     ("EulerMaruyama", "VP"),
     ("Heun", "EDM"),
-    ("AdamsBashforth", "Flow"),
+    ("Adams", "Flow"),
     ("Ancestral", "Tabulated"),
     ("DDIM, eta=.5", "Cosine"),
     ("ReverseDiffusion", "SubVP"),
