@@ -45,24 +45,29 @@ class Table:
 
     def __init__(self, times: Tensor, stages: Sequence[Tensor] = ()) -> None:
         grid = times.detach().to("cpu", torch.float64)
-        self.times = torch.cat([grid, *(stage.to(grid) for stage in stages)])
+        self.times = torch.cat([grid, *(stage.to(grid) for stage in stages)]) if stages else grid
         self.steps, self.stages = len(grid) - 1, len(stages)
         self.columns: dict[Any, list] = {}
-        self.owners: list[object] = []  # kept alive, so that an id in a key stays its owner's own
-        self.all = [self._node(i, t) for i, t in enumerate(self.times.tolist())]
+        self._made: dict[Any, Any] = {}
+        self._owners: list[object] = []  # kept alive, so that an id in a key stays its owner's own
+        self.all = [Node(t) for t in self.times.tolist()]
+        for index, node in enumerate(self.all):
+            node.index, node.table = index, self
         self.nodes = self.all[: self.steps + 1]
 
-    def _node(self, index: int, t: float) -> Node:
-        node = Node(t)
-        node.index, node.table = index, self
-        return node
+    def made(self, owner: object, key: object, make: Callable[[Tensor], Any]) -> Any:
+        """make(all times), computed at the first call."""
+        found = self._made.get((id(owner), key))
+        if found is None:
+            found = self._made[id(owner), key] = make(self.times)
+            self._owners.append(owner)
+        return found
 
     def column(self, owner: object, key: object, make: Callable[[Tensor], Any]) -> list:
-        """Rows of make(all times), computed at the first call."""
+        """Rows of make(all times), computed at the first call: numbers of what has shape (N,), else tensors."""
         found = self.columns.get((id(owner), key))
         if found is None:
-            found = self.columns[id(owner), key] = _rows(make(self.times), len(self.times))
-            self.owners.append(owner)
+            found = self.columns[id(owner), key] = _rows(self.made(owner, key, make), len(self.times))
         return found
 
 
@@ -75,13 +80,13 @@ def _rows(made: Any, n: int) -> list:
 
 
 def tabulated(method: Callable[[Any, Tensor], Any]) -> Callable[[Any, Any], Any]:
-    """Method of (self, t), computed for a tensor of times, looked up for a `Node`."""
+    """Method of (self, t): for a tensor of times computed, for a `Node` looked up, for a `Table` the whole column."""
     name = method.__name__
 
     @functools.wraps(method)
     def lookup(self: object, t: Any) -> Any:
         if type(t) is not Node:
-            return method(self, t)
+            return method(self, t) if type(t) is not Table else t.made(self, name, functools.partial(method, self))
         column = t.table.columns.get((id(self), name))
         if column is None:
             column = t.table.column(self, name, functools.partial(method, self))

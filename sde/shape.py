@@ -2,7 +2,7 @@ r"""Shapes and precision: the only reshape of the package.
 
 A time t has shape () or (B,), a state x has shape (B, \*D). A coefficient c(t) therefore has the shape of t, and
 `expand(c, x)` lets it multiply x. Schedule arithmetic runs in float64 wherever the device has it (`as_time`), and is
-rounded to the state's dtype by the one operation that combines it with a state (`lincomb`).
+rounded to the state's dtype by the one operation that combines it with a state (`scaled`, `plus`, `lincomb`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,11 @@ from torch import Tensor
 
 Coefficient = float | Tensor
 """A number, or a tensor that already broadcasts against the state."""
+
+ROUNDING = 1e-14
+"""A number of this size beside 1 is what float64 arithmetic leaves of 0."""
+
+_ZERO = torch.zeros((), dtype=torch.float32, device="cpu")
 
 
 def as_time(t: float | Tensor) -> Tensor:
@@ -27,6 +32,22 @@ def as_time(t: float | Tensor) -> Tensor:
     if isinstance(t, Tensor):
         return t.float() if t.device.type == "mps" else t.double()
     return torch.tensor(float(t), dtype=torch.float64)
+
+
+def moved(c: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Tensor on a device, in a dtype, without a wait on the way from the CPU to a GPU.
+
+    Example:
+        >>> moved(torch.zeros(3), torch.device("cpu"), torch.float64).dtype
+        torch.float64
+    """
+    if c.device == device:
+        return c.to(dtype)
+    if c.device.type == "cpu" and device.type == "cuda" and not c.requires_grad:
+        if c.ndim == 0:  # a number goes along with its kernel, which a CUDA graph can record
+            return torch.full((), c.item(), dtype=dtype, device=device)
+        return c.to(dtype).pin_memory().to(device, non_blocking=True)  # from other memory the copy is waited for
+    return c.to(device, dtype)
 
 
 def expand(c: Coefficient, x: Tensor) -> Coefficient:
@@ -56,7 +77,7 @@ def expand(c: Coefficient, x: Tensor) -> Coefficient:
 
 
 def scaled(c: Coefficient, x: Tensor) -> Tensor:
-    """Product c x in the dtype of x.
+    """Product c x in the dtype of x; x itself where c is 1 but for rounding.
 
     Example:
         >>> scaled(torch.tensor([2.0], dtype=torch.float64), torch.ones(1, 2)).dtype
@@ -64,7 +85,20 @@ def scaled(c: Coefficient, x: Tensor) -> Tensor:
     """
     if isinstance(c, Tensor):
         return x * (c.to(x.dtype) if c.ndim else c)
-    return x if c == 1.0 else x * c
+    if abs(c - 1.0) < ROUNDING:
+        return x
+    # 0 + c x: for x * c a float32 kernel on the CPU first makes a tensor of the number, which costs as much again.
+    return torch.add(_ZERO, x, alpha=c) if x.dtype is torch.float32 and x.is_cpu else x * c
+
+
+def plus(y: Tensor, c: Coefficient, x: Tensor) -> Tensor:
+    """Sum y + c x in the dtype of y: one kernel where c is a number.
+
+    Example:
+        >>> plus(torch.ones(1, 2), 0.5, torch.ones(1, 2))
+        tensor([[1.5000, 1.5000]])
+    """
+    return y + scaled(c, x) if isinstance(c, Tensor) else torch.add(y, x, alpha=c)
 
 
 def lincomb(a: Coefficient, u: Tensor, b: Coefficient, w: Tensor) -> Tensor:
@@ -76,11 +110,11 @@ def lincomb(a: Coefficient, u: Tensor, b: Coefficient, w: Tensor) -> Tensor:
     """
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return scaled(a, u) + scaled(b, w)
-    if a == 0.0:
-        return w if b == 1.0 else w * b
+    if abs(a) < ROUNDING * abs(b):  # an output that is made again from its own endpoints
+        return scaled(b, w)
     if b == 0.0:
-        return u if a == 1.0 else u * a
-    return torch.add(u if a == 1.0 else u * a, w, alpha=b)
+        return scaled(a, u)
+    return torch.add(scaled(a, u), w, alpha=b)
 
 
 def sum_event(x: Tensor) -> Tensor:

@@ -65,6 +65,14 @@ class SDE(ABC):
     def diffusion(self, x: Tensor, t: float | Tensor, z: Tensor) -> Tensor:
         """G(x, t) z, shaped as x."""
 
+    def advance(self, x: Tensor, t: float | Tensor, h: float) -> Tensor:
+        """x + h drift(x, t); fewer kernels where the drift is a combination that x can join."""
+        return torch.add(x, self.drift(x, t), alpha=h)
+
+    def kick(self, y: Tensor, c: float, x: Tensor, t: float | Tensor, z: Tensor) -> Tensor:
+        """y + c G(x, t) z; fewer kernels where G is a number."""
+        return torch.add(y, self.diffusion(x, t, z), alpha=c)
+
     def singular(self, t: float | Tensor) -> bool:
         """True where drift or diffusion is infinite at time t."""
         return False

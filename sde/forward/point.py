@@ -15,9 +15,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
-from sde.shape import Coefficient, lincomb
+from sde.shape import Coefficient, lincomb, plus
 
 if TYPE_CHECKING:
     from sde.forward.base import ForwardSDE
@@ -83,9 +84,22 @@ class Point:
         """c0 x0 + c1 eps, for a state without a channel axis."""
         a0, b0, a1, b1 = self._pairs
         y = lincomb(c0 * a0 + c1 * a1, self._u, c0 * b0 + c1 * b1, self._w)
-        if self._shift is None or (isinstance(c0, float) and c0 == 0.0):
-            return y
-        return y + (c0 * self._shift).to(y.dtype)
+        return y if self._shift is None else self._shifted(y, c0)
+
+    def move(self, c: Coefficient, c0: Coefficient, c1: Coefficient) -> Tensor:
+        """c x + c0 x0 + c1 eps, for a state without a channel axis: a solver's step in as few kernels as it takes."""
+        if self._u is not self.x:
+            y = self.combine(c0, c1)
+            return y if isinstance(c, float) and c == 0.0 else plus(y, c, self.x)
+        a0, b0, a1, b1 = self._pairs
+        y = lincomb(c + c0 * a0 + c1 * a1, self._u, c0 * b0 + c1 * b1, self._w)
+        return y if self._shift is None else self._shifted(y, c0)
+
+    def _shifted(self, y: Tensor, c0: Coefficient) -> Tensor:
+        assert self._shift is not None
+        if isinstance(c0, Tensor):
+            return y + (c0 * self._shift).to(y.dtype)
+        return y if c0 == 0.0 else torch.add(y, self._shift, alpha=c0)
 
     @property
     def x0(self) -> Tensor:
@@ -122,9 +136,14 @@ class Point:
 
     def lerp(self, other: Point, w: Coefficient) -> Point:
         """Point whose endpoints are self + w (other - self): guidance for w > 1, a mixture for 0 < w < 1."""
+        coupled = self.coupled or other.coupled
+        if self._pairs is other._pairs and self._u is other._u and not isinstance(w, Tensor):
+            # Both were read off one state by one rule: the raw outputs are mixed, in one kernel for four.
+            raw = torch.lerp(self._w, other._w, w)
+            return Point.of(self.sde, self.x, self.t, self._u, raw, self._pairs, self._shift, coupled)
         x0 = self.x0 + w * (other.x0 - self.x0)
         eps = self.eps + w * (other.eps - self.eps)
-        return Point(self.sde, self.x, self.t, x0, eps, self.coupled or other.coupled)
+        return Point(self.sde, self.x, self.t, x0, eps, coupled)
 
     def tilted(self, g: Tensor) -> Point:
         """Point of the density p_t(x) h(x), where g = grad log h: x0 moves by A^+ L L' g.

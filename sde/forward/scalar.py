@@ -24,7 +24,7 @@ from torch import Tensor
 from sde.forward.base import ForwardSDE
 from sde.forward.point import Point
 from sde.nodes import Node, tabulated
-from sde.shape import Coefficient, as_time, expand, scaled
+from sde.shape import Coefficient, as_time, expand, plus, scaled
 
 Rates = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -104,17 +104,20 @@ class ScalarSDE(ForwardSDE):
 
     # Coefficients at a time: floats at a node, else tensors of the time's shape.
 
-    @tabulated
     def levels(self, t: float | Tensor) -> tuple[Coefficient, Coefficient]:
         """alpha and sigma at t."""
+        if type(t) is Node:  # from the column that every run needs
+            return self.all_rates(t)[:2]
         t = as_time(t)
         return self._made("alpha", t), self._made("sigma", t)
 
     def _made(self, name: str, t: Tensor) -> Tensor:
         """alpha(t) or sigma(t) in the shape of t, or an error that says how to write it."""
         try:
-            made = torch.as_tensor(getattr(self, name)(t), dtype=t.dtype, device=t.device)
-            return made.expand_as(t)
+            made = getattr(self, name)(t)
+            if isinstance(made, Tensor) and made.shape == t.shape and made.dtype == t.dtype:
+                return made
+            return torch.as_tensor(made, dtype=t.dtype, device=t.device).expand_as(t)
         except (TypeError, RuntimeError, ValueError) as error:
             raise ValueError(
                 f"{name}(t) of {type(self).__name__} fails for t of shape {tuple(t.shape)}: write it elementwise with "
@@ -128,16 +131,15 @@ class ScalarSDE(ForwardSDE):
 
     def levels_on(self, x: Tensor, t: float | Tensor) -> tuple[Coefficient, Coefficient]:
         """alpha and sigma at t, shaped to multiply x."""
-        if type(t) is Node:
-            return self.all_rates(t)[:2]
         alpha, sigma = self.levels(t)
-        return expand(alpha, x), expand(sigma, x)
+        return (alpha, sigma) if type(t) is Node else (expand(alpha, x), expand(sigma, x))
 
     def rates_on(self, x: Tensor, t: float | Tensor) -> tuple[Coefficient, Coefficient, Coefficient, Coefficient]:
         """alpha, sigma, alpha', sigma' at t, shaped to multiply x."""
+        rates = self.all_rates(t)
         if type(t) is Node:
-            return self.all_rates(t)
-        alpha, sigma, dalpha, dsigma = self.all_rates(t)
+            return rates
+        alpha, sigma, dalpha, dsigma = rates
         return expand(alpha, x), expand(sigma, x), expand(dalpha, x), expand(dsigma, x)
 
     def f_g2(self, x: Tensor, t: float | Tensor) -> tuple[Coefficient, Coefficient]:
@@ -178,6 +180,9 @@ class ScalarSDE(ForwardSDE):
     def diffusion(self, x: Tensor, t: float | Tensor, z: Tensor) -> Tensor:  # noqa: D102
         return scaled(root(self.f_g2(x, t)[1]), z)
 
+    def kick(self, y: Tensor, c: float, x: Tensor, t: float | Tensor, z: Tensor) -> Tensor:  # noqa: D102
+        return plus(y, c * root(self.f_g2(x, t)[1]), z)
+
     def logdet(self, t: float | Tensor, x: Tensor) -> Coefficient:  # noqa: D102
         sigma = self.levels(t)[1]
         return x[0].numel() * (torch.log(sigma) if isinstance(sigma, Tensor) else math.log(sigma))
@@ -186,14 +191,15 @@ class ScalarSDE(ForwardSDE):
         _, _, dalpha, dsigma = self.rates_on(point.x, point.t)
         return point.combine(dalpha, dsigma)
 
+    def reverse_rates(self, x: Tensor, t: float | Tensor, eta: float) -> tuple[Coefficient, Coefficient]:
+        """c0 and c1 of the reverse SDE's drift c0 x0 + c1 eps: the base class's formula with score = -eps / sigma."""
+        alpha, sigma, dalpha, dsigma = self.all_rates(t) if type(t) is Node else self.rates_on(x, t)
+        return dalpha, dsigma if eta == 0.0 else dsigma + eta**2 * (dsigma - sigma * dalpha / alpha)
+
     def reverse_drift(self, point: Point, eta: float) -> Tensor:  # noqa: D102
-        # The base class's formula with score = -eps / sigma, as one combination.
-        if eta == 0.0:
-            return self.velocity(point)
-        if point.coupled:
-            return super().reverse_drift(point, eta)
-        alpha, sigma, dalpha, dsigma = self.rates_on(point.x, point.t)
-        return point.combine(dalpha, dsigma + eta**2 * (dsigma - sigma * dalpha / alpha))
+        if eta and point.coupled:
+            return super().reverse_drift(point, eta)  # refuses
+        return point.combine(*self.reverse_rates(point.x, point.t, eta))
 
     def singular(self, t: float | Tensor) -> bool:  # noqa: D102
         alpha, sigma = self.levels(t)
@@ -217,9 +223,9 @@ class ScalarSDE(ForwardSDE):
 
     def bridge_pair(self, x: Tensor, t: float | Tensor, s: float | Tensor) -> tuple[Coefficient, Coefficient]:
         """(c, v) of the bridge as x_s = alpha_s x0 + c eps + sqrt(v) z, with eps the noise endpoint at t."""
-        sigma_s, sigma_t = self.levels_on(x, s)[1], self.levels_on(x, t)[1]
-        a, q = self.kernel(x, s, t)
-        return a * sigma_s**2 / sigma_t, sigma_s**2 * q / sigma_t**2
+        (alpha_s, sigma_s), (alpha_t, sigma_t) = self.levels_on(x, s), self.levels_on(x, t)
+        a, ratio = alpha_t / alpha_s, sigma_s / sigma_t
+        return a * sigma_s * ratio, ratio**2 * (sigma_t**2 - a**2 * sigma_s**2)
 
     def bridge(self, x0: Tensor, x: Tensor, t: float | Tensor, s: float | Tensor, z: Tensor) -> Tensor:  # noqa: D102
         c, v = self.bridge_pair(x, t, s)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sde.forward.arguments import interval, positive
 from sde.forward.scalar import Rates, ScalarSDE
+from sde.shape import as_time
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,18 @@ class VP(_LinearBeta):
     def sigma(self, t: Tensor) -> Tensor:  # noqa: D102
         return torch.sqrt(-torch.expm1(-self.integral(t)))
 
+    def log_snr(self, t: float | Tensor) -> Tensor:  # noqa: D102
+        integral = self.integral(as_time(t))
+        return -(integral + torch.log(-torch.expm1(-integral)))
+
     def inverse(self, log_snr: Tensor) -> Tensor:  # noqa: D102
         return self.when(torch.nn.functional.softplus(-log_snr))
 
     def rates(self, t: Tensor) -> Rates:  # noqa: D102
-        b, integral = self.beta(t), self.integral(t)
+        integral = self.integral(t)
         alpha, sigma = torch.exp(-integral / 2), torch.sqrt(-torch.expm1(-integral))
-        return alpha, sigma, -b * alpha / 2, b * alpha**2 / (2 * sigma)
+        dalpha = -self.beta(t) * alpha / 2
+        return alpha, sigma, dalpha, -alpha * dalpha / sigma
 
     def published(self, t: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
         b = self.beta_min + t * (self.beta_max - self.beta_min)

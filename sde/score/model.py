@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -19,10 +18,10 @@ from torch import Tensor, nn
 
 from sde.forward import ForwardSDE, Point, ScalarSDE
 from sde.forward.point import Pairs
-from sde.nodes import Node
+from sde.nodes import Node, Table
 from sde.random import Generator
 from sde.score.param import PARAMS, SCALAR_ONLY, endpoints
-from sde.shape import Coefficient, as_time, expand, lincomb, scaled
+from sde.shape import Coefficient, as_time, expand, lincomb, moved, scaled
 
 
 class Model(nn.Module):
@@ -41,6 +40,12 @@ class Model(nn.Module):
     @abstractmethod
     def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Point:
         r"""Point at states x (B, \*D) and times t, () or (B,)."""
+
+    def move(
+        self, x: Tensor, t: float | Tensor, c: Coefficient, c0: Coefficient, c1: Coefficient, **cond: Any
+    ) -> Tensor:
+        """c x + c0 x0 + c1 eps: what a one-step solver asks of a model under a scalar SDE."""
+        return self(x, t, **cond).move(c, c0, c1)
 
     @abstractmethod
     def prior(self, x0_like: Tensor, generator: Generator = None, sde: ForwardSDE | None = None) -> Tensor:
@@ -109,6 +114,11 @@ class Given(Wrapper):
     def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Point:  # noqa: D102
         return self.model(x, t, **{**self.cond, **cond})
 
+    def move(  # noqa: D102
+        self, x: Tensor, t: float | Tensor, c: Coefficient, c0: Coefficient, c1: Coefficient, **cond: Any
+    ) -> Tensor:
+        return self.model.move(x, t, c, c0, c1, **{**self.cond, **cond})
+
 
 class Levels(NamedTuple):
     """What a schedule and a parameterisation say at times t, each in the shape of t: see `sde.score.param`."""
@@ -121,6 +131,10 @@ class Levels(NamedTuple):
     q: Tensor
     c_in: Tensor
     clock: Tensor
+
+
+Row = tuple[Coefficient, Coefficient, Pairs, Tensor]
+"""alpha, c_in, the endpoints' pairs, the clock."""
 
 
 class ScoreModel(Model):
@@ -167,6 +181,7 @@ class ScoreModel(Model):
         if not (scale > 0 and math.isfinite(scale)):
             raise ValueError(f"scale must be positive and finite, got {scale}: pass the data's standard deviation")
         self.net, self.sde, self.param, self.scale, self.coupled = net, sde, param, float(scale), coupled
+        self.scalar = isinstance(sde, ScalarSDE)
         self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.get_default_dtype()).clone())
         if not bool(torch.isfinite(self.mean).all()):
             raise ValueError(
@@ -182,46 +197,66 @@ class ScoreModel(Model):
     def levels(self, t: Tensor) -> Levels:
         """The numbers of the regression at a tensor of times, in its shape: what training needs."""
         t = as_time(t)
-        pair = self.sde.rates_of_statistic(t)
+        return self._levels(self.sde.rates_of_statistic(t), t)
+
+    def _levels(self, pair: tuple[Tensor, Tensor, Tensor, Tensor], t: Tensor) -> Levels:
         return Levels(*pair, *PARAMS[self.param](*pair, self.scale), self.sde.clock(t))
 
     def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Point:  # noqa: D102
-        scalar = isinstance(self.sde, ScalarSDE)
-        y = x if scalar else self.sde.unmean(x, t)
-        if type(t) is Node:
-            column = t.table.columns.get((id(self), len(y)))
-            if column is None:
-                column = t.table.column(self, len(y), partial(self._coefficients, y))
-            alpha, c_in, pairs, clock = column[t.index]
-        else:
-            alpha, c_in, pairs, clock = self._coefficients_on(y, t)
-        shift = None if self.centred else self.mean.to(y.dtype)
-        u = y if shift is None else y - (alpha * shift).to(y.dtype)
-        raw = self.net(scaled(c_in, u), clock, **cond)
-        if raw.shape != y.shape:
-            raise ValueError(
-                f"net returned shape {tuple(raw.shape)} for x of shape {tuple(y.shape)}: return one like x"
-            )
-        if scalar:
+        y = x if self.scalar else self.sde.unmean(x, t)
+        alpha, c_in, pairs, clock = self._row(y, t) if type(t) is Node else self._coefficients(y, t)
+        u, shift = y, None
+        if not self.centred:
+            shift = self.mean.to(y.dtype)
+            u = y - (alpha * shift).to(y.dtype) if isinstance(alpha, Tensor) else torch.sub(y, shift, alpha=alpha)
+        raw = self._raw(u, c_in, clock, cond)
+        if self.scalar:
             return Point.of(self.sde, x, t, u, raw, pairs, shift, self.coupled)
         x0 = lincomb(pairs[0], u, pairs[1], raw)
         return Point(self.sde, x, t, x0 if shift is None else x0 + shift, coupled=self.coupled)
 
-    def _coefficients(self, y: Tensor, t: Tensor) -> tuple[Coefficient, Coefficient, Pairs, Tensor]:
-        """alpha, c_in and the endpoints' pairs at times t (N,), and the clock as the network takes it, (N, B)."""
-        at = self.levels(t)
-        clock = at.clock.to(y.device, torch.promote_types(y.dtype, torch.float32))
-        # An input gain that is 1 but for rounding is 1, and costs no kernel (VP on data of unit scale).
-        c_in = torch.where((at.c_in - 1).abs() < 1e-12, 1.0, at.c_in)
-        return at.alpha, c_in, endpoints(at.alpha, at.sigma, at.p, at.q), clock[:, None].expand(-1, len(y))
+    def move(  # noqa: D102
+        self, x: Tensor, t: float | Tensor, c: Coefficient, c0: Coefficient, c1: Coefficient, **cond: Any
+    ) -> Tensor:
+        if type(t) is not Node or not self.centred or self._forward_hooks or self._forward_pre_hooks:
+            return super().move(x, t, c, c0, c1, **cond)
+        # As self(x, t).move(c, c0, c1) without the Point, which costs as much as all else around the tensors.
+        _, c_in, (a0, b0, a1, b1), clock = self._row(x, t)
+        raw = self._raw(x, c_in, clock, cond)
+        return lincomb(c + c0 * a0 + c1 * a1, x, c0 * b0 + c1 * b1, raw)
 
-    def _coefficients_on(self, y: Tensor, t: float | Tensor) -> tuple[Coefficient, Coefficient, Pairs, Tensor]:
+    def _raw(self, u: Tensor, c_in: Coefficient, clock: Tensor, cond: dict[str, Any]) -> Tensor:
+        """F, the network's raw output."""
+        # As self.net(...), without the search through parameters and buffers that nn.Module makes for a name.
+        raw: Tensor = self._modules["net"](scaled(c_in, u), clock, **cond)  # pyright: ignore[reportOptionalCall]
+        if raw.shape != u.shape:
+            raise ValueError(
+                f"net returned shape {tuple(raw.shape)} for x of shape {tuple(u.shape)}: return one like x"
+            )
+        return raw
+
+    def _row(self, y: Tensor, t: Node) -> Row:
+        size = y.shape[0]
+        column = t.table.columns.get((id(self), size))
+        if column is None:
+            table = t.table
+            column = table.column(self, size, lambda _: self._grid(y, table))
+        return column[t.index]
+
+    def _grid(self, y: Tensor, table: Table) -> Row:
+        """Rows of a grid of N times, each its numbers and the clock as the network takes it: (B,), made (N, B)."""
+        sde, times = self.sde, table.times
+        at = self._levels(sde.all_rates(table) if isinstance(sde, ScalarSDE) else sde.rates_of_statistic(times), times)
+        clock = moved(at.clock, y.device, torch.promote_types(y.dtype, torch.float32))
+        return at.alpha, at.c_in, endpoints(at.alpha, at.sigma, at.p, at.q), clock.unsqueeze(1).expand(-1, y.shape[0])
+
+    def _coefficients(self, y: Tensor, t: float | Tensor) -> Row:
         """The same at one time for all samples, or one for each, shaped to multiply y."""
         t = as_time(t)
         self.sde.check_time(t)
         expand(t, y)  # refuses a wrong shape by name
         at = self.levels(t.to(y.device) if t.ndim else t)  # a single time stays where it is, and acts as a number
-        clock = at.clock.to(y.device, torch.promote_types(y.dtype, torch.float32)).expand(len(y))
+        clock = moved(at.clock, y.device, torch.promote_types(y.dtype, torch.float32)).expand(len(y))
         a0, b0, a1, b1 = (expand(c, y) for c in endpoints(at.alpha, at.sigma, at.p, at.q))
         return expand(at.alpha, y), expand(at.c_in, y), (a0, b0, a1, b1), clock
 

@@ -25,6 +25,7 @@ other s.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -85,6 +86,6 @@ def endpoints(alpha: Tensor, sigma: Tensor, p: Tensor, q: Tensor) -> tuple[Tenso
         [1.0, -2.0, 0.0, 1.0]
     """
     det = alpha * q - sigma * p
-    dead = det == 0
-    inverse = torch.where(dead, 0.0, 1 / torch.where(dead, 1.0, det))
-    return q * inverse, -sigma * inverse, torch.where(dead, 1 / sigma, -p * inverse), alpha * inverse
+    dead = torch.logical_not(det)
+    over = det.masked_fill(dead, math.inf).reciprocal()  # masked first, so that gradients are finite too
+    return q * over, -(sigma * over), torch.where(dead, sigma.reciprocal(), -(p * over)), alpha * over

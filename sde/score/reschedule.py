@@ -53,7 +53,7 @@ class Reschedule(Wrapper):
         y, alpha, sigma = self.sde.statistic(x, t)
         alpha, sigma = as_time(alpha), as_time(sigma)
         times = own.time_at(2 * (torch.log(alpha) - torch.log(sigma)).reshape(-1))
-        alpha1, sigma1 = own.levels(times)
+        alpha1, sigma1 = map(as_time, own.levels(times))
         factor = torch.hypot(alpha1, sigma1) / torch.hypot(alpha, sigma).reshape(-1)
         point = self.model(scaled(expand(factor, y), y), times.expand(len(y)), **cond)
         return Point(self.sde, x, t, point.x0, coupled=self.coupled)

@@ -65,11 +65,11 @@ def by_ratio(
     if not isinstance(sde, ScalarSDE):
         return uniform(sde, steps)
     ends = torch.exp(-sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64)) / 2)
-    high, low = forth(ends[:1]), forth(ends[1:])
-    if not high.isfinite():
-        high = forth(torch.tensor([CAP * max(1.0, steps / 32) ** 2], dtype=torch.float64))
-    u = torch.linspace(0, 1, _checked(steps) + 1, dtype=torch.float64)
-    times = sde.time_at(-2 * torch.log(back(high + u * (low - high))))
+    high, low = forth(ends).tolist()
+    if not math.isfinite(high):
+        high = float(forth(torch.tensor([CAP * max(1.0, steps / 32) ** 2], dtype=torch.float64)))
+    u = torch.linspace(high, low, _checked(steps) + 1, dtype=torch.float64)
+    times = sde.time_at(-2 * torch.log(back(u)))
     times[0], times[-1] = sde.t_max, sde.t_min
     return times
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 
-from torch import Tensor, add
+from torch import Tensor, add, lerp
 
 from sde.forward import SDE, ForwardSDE, ScalarSDE
 from sde.forward.scalar import root
 from sde.random import Noise
-from sde.shape import scaled
+from sde.shape import plus
 from sde.solvers.solver import Solver, needs_model
 
 
@@ -37,11 +37,9 @@ class Euler(Solver):
     order, strong, weak = 1.0, 1.0, 1.0
 
     def step(self, sde: SDE, x: Tensor, t: float, s: float, noise: Noise) -> Tensor:  # noqa: D102
-        h = float(s) - float(t)
-        y = add(x, sde.drift(x, t), alpha=h)
-        if not sde.noisy:
-            return y
-        return add(y, sde.diffusion(x, t, noise.normal(x, t, s)), alpha=math.sqrt(abs(h)))
+        h = float(s - t)
+        y = sde.advance(x, t, h)
+        return sde.kick(y, math.sqrt(abs(h)), x, t, noise.normal(x, t, s)) if sde.noisy else y
 
 
 class EulerMaruyama(Euler):
@@ -85,15 +83,14 @@ class Heun(_Smooth):
     order, strong, weak, calls = 2.0, 1.0, 2.0, 2
 
     def step(self, sde: SDE, x: Tensor, t: float, s: float, noise: Noise) -> Tensor:  # noqa: D102
-        h = float(s) - float(t)
-        d = sde.drift(x, t)
-        if not sde.noisy:
-            d2 = sde.drift(add(x, d, alpha=h), s)
-            return add(x, d + d2, alpha=h / 2)
-        w = noise.increment(x, t, s)
-        g = sde.diffusion(x, t, w)
-        d2, g2 = sde.drift(add(x, d, alpha=h) + g, s), sde.diffusion(x, s, w)
-        return add(x, d + d2, alpha=h / 2) + (g + g2) / 2
+        # Two Euler steps of length h with the same noise end at x plus twice the rule's increment: half of the way.
+        h = float(s - t)
+        w = noise.increment(x, t, s) if sde.noisy else None
+        y = sde.advance(x, t, h)
+        if w is not None:
+            y = sde.kick(y, 1.0, x, t, w)
+        y = sde.advance(y, s, h)
+        return lerp(x, y if w is None else sde.kick(y, 1.0, x, s, w), 0.5)
 
 
 class RK4(_Smooth):
@@ -171,8 +168,12 @@ class ReverseDiffusion(Solver):
 
     def step(self, sde: SDE, x: Tensor, t: float, s: float, noise: Noise) -> Tensor:  # noqa: D102
         reverse = needs_model(self, sde)
-        forward, eta = reverse.model.sde, reverse.eta
-        gain = forward.transition_gain(reverse.model(x, t).score, s, t)
+        model, forward, eta = reverse.model, reverse.model.sde, reverse.eta
+        if isinstance(forward, ScalarSDE):
+            a, q = forward.kernel(x, s, t)
+            y = model.move(x, t, 2 - a, 0.0, -(1 + eta**2) / 2 * q / forward.levels_on(x, t)[1])
+            return plus(y, eta * root(q), noise.normal(x, t, s)) if eta else y
+        gain = forward.transition_gain(model(x, t).score, s, t)
         zero = x.new_zeros(()).expand_as(x)
         y = 2 * x - forward.transition(x, s, t, zero) + (1 + eta**2) / 2 * gain
         return y + eta * forward.transition(zero, s, t, noise.normal(x, t, s)) if eta else y
@@ -212,16 +213,17 @@ class DDIM(Solver):
 
     def step(self, sde: SDE, x: Tensor, t: float, s: float, noise: Noise) -> Tensor:  # noqa: D102
         reverse = needs_model(self, sde)
-        forward, eta, point = reverse.model.sde, reverse.eta, reverse.model(x, t)
+        model, forward, eta = reverse.model, reverse.model.sde, reverse.eta
         if not isinstance(forward, ScalarSDE):
+            point = model(x, t)
             if eta:
                 return forward.bridge(point.x0, x, t, s, noise.normal(x, t, s))
             return forward.mean(point.x0, s) + forward.color(point.eps, s)
         alpha, sigma = forward.levels_on(x, s)
         if not eta:
-            return point.combine(alpha, sigma)
+            return model.move(x, t, 0.0, alpha, sigma)
         v = min(eta, 1.0) ** 2 * forward.bridge_pair(x, t, s)[1]
-        return point.combine(alpha, root(sigma**2 - v)) + scaled(root(v), noise.normal(x, t, s))
+        return plus(model.move(x, t, 0.0, alpha, root(sigma**2 - v)), root(v), noise.normal(x, t, s))
 
 
 class Ancestral(DDIM):

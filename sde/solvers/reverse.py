@@ -14,7 +14,7 @@ import math
 
 from torch import Tensor
 
-from sde.forward import SDE
+from sde.forward import SDE, ScalarSDE
 from sde.score import Model
 
 
@@ -50,6 +50,7 @@ class ReverseSDE(SDE):
                 "use eta=0, or train with coupling=None"
             )
         self.model, self.eta = model, eta
+        self.scalar = model.sde if isinstance(model.sde, ScalarSDE) else None
         self.noisy, self.direction, self.tabulates = eta > 0, -1 if eta > 0 else 0, model.tabulates
 
     def drift(self, x: Tensor, t: float | Tensor) -> Tensor:  # noqa: D102
@@ -57,6 +58,15 @@ class ReverseSDE(SDE):
 
     def diffusion(self, x: Tensor, t: float | Tensor, z: Tensor) -> Tensor:  # noqa: D102
         return self.model.sde.diffusion(x, t, z if self.eta == 1.0 else self.eta * z)
+
+    def advance(self, x: Tensor, t: float | Tensor, h: float) -> Tensor:  # noqa: D102
+        if self.scalar is None:
+            return super().advance(x, t, h)
+        c0, c1 = self.scalar.reverse_rates(x, t, self.eta)
+        return self.model.move(x, t, 1.0, h * c0, h * c1)
+
+    def kick(self, y: Tensor, c: float, x: Tensor, t: float | Tensor, z: Tensor) -> Tensor:  # noqa: D102
+        return self.model.sde.kick(y, c * self.eta, x, t, z)
 
     def singular(self, t: float | Tensor) -> bool:
         """True where the drift is infinite and a step goes by the endpoints: alpha = 0 with noise, or sigma = 0."""
