@@ -24,6 +24,7 @@ from torch import Tensor
 
 from sde.forward.base import ForwardSDE
 from sde.forward.point import Point
+from sde.forward.transport import carried, noise_root
 from sde.nodes import Node
 from sde.shape import Coefficient, as_time, expand, sum_event
 
@@ -33,6 +34,30 @@ Matrix = Sequence[Sequence[float]]
 def act(m: Tensor, x: Tensor) -> Tensor:
     r"""Matrix (K, J) or (B, K, J) on the channels of x: (B, J, \*D) to (B, K, \*D)."""
     return (m.to(x) @ x.flatten(2)).reshape(x.shape[0], m.shape[-2], *x.shape[2:])
+
+
+def van_loan(f: Tensor, noise: Tensor, b: Tensor, longest: float) -> tuple[Tensor, Tensor]:
+    r"""Phi = exp(f b) and Q, the covariance that white noise of covariance `noise` leaves over b: (\*b, K, K) each.
+
+    An interval is halved as often as the longest one needs: exp(-f' b) grows as exp(f b) falls, and both lose digits.
+
+    Example:
+        >>> f, b = -torch.eye(1).double(), torch.ones(1).double()
+        >>> phi, q = van_loan(f, -2 * f, b, longest=1.0)  # Ornstein-Uhlenbeck: e^-1 and 1 - e^-2
+        >>> round(phi.item(), 4), round(q.item(), 4)
+        (0.3679, 0.8647)
+    """
+    k, reach = len(f), float(f.abs().sum(1).max()) * longest
+    halvings = max(0, math.ceil(math.log2(reach / 8))) if reach else 0
+    block = torch.cat([torch.cat([f, noise], 1), torch.cat([torch.zeros_like(f), -f.T], 1)])
+    # A lone matrix of norm .01 to .05 gets too short a Taylor series, wrong by 1e-12, and Q is as small: take two.
+    lengths = torch.cat([b.reshape(-1), b.new_zeros(1)])
+    e = torch.matrix_exp(block * (lengths / 2**halvings)[:, None, None])[:-1].reshape(*b.shape, 2 * k, 2 * k)
+    phi = e[..., :k, :k]
+    q = e[..., :k, k:] @ phi.mT
+    for _ in range(halvings):
+        q, phi = q + phi @ q @ phi.mT, phi @ phi
+    return phi, q
 
 
 def check_clock(beta: float, t_min: float, t_max: float) -> None:
@@ -96,7 +121,8 @@ class MatrixSDE(ForwardSDE):
         """K."""
         return len(self.embed)
 
-    def _matrix(self, m: Matrix, like: Tensor) -> Tensor:
+    def matrix(self, m: Matrix, like: Tensor) -> Tensor:
+        """F, G or cov0 as a tensor, in the dtype and on the device of another."""
         return torch.tensor(m, dtype=like.dtype, device=like.device)
 
     def clock_of(self, t: Tensor) -> Tensor:
@@ -105,26 +131,17 @@ class MatrixSDE(ForwardSDE):
 
     def _van_loan(self, b: Tensor) -> tuple[Tensor, Tensor]:
         r"""Phi and Q over an interval of length b on the clock: (\*b, K, K) each."""
-        k, f, g = self.channels, self._matrix(self.F, b), self._matrix(self.G, b)
-        block = torch.cat([torch.cat([f, g @ g.T], 1), torch.cat([torch.zeros_like(f), -f.T], 1)])
-        # A lone matrix of norm .01 to .05 gets too short a Taylor series, wrong by 1e-12, and Q is as small: take two.
-        lengths, halvings = torch.cat([b.reshape(-1), b.new_zeros(1)]), self._halvings()
-        e = torch.matrix_exp(block * (lengths / 2**halvings)[:, None, None])[:-1].reshape(*b.shape, 2 * k, 2 * k)
-        phi = e[..., :k, :k]
-        q = e[..., :k, k:] @ phi.mT
-        for _ in range(halvings):
-            q, phi = q + phi @ q @ phi.mT, phi @ phi
-        return phi, q
-
-    def _halvings(self) -> int:
-        """How often an interval is halved: exp(-F' b) grows as exp(F b) falls, and over a long one both lose digits."""
-        reach = max(sum(map(abs, row)) for row in self.F) * float(self.clock_of(as_time(self.t_max)))
-        return max(0, math.ceil(math.log2(reach / 8))) if reach else 0
+        f, g = self.matrix(self.F, b), self.matrix(self.G, b)
+        return van_loan(f, g @ g.T, b, float(self.clock_of(as_time(self.t_max))))
 
     def moments(self, t: Tensor) -> tuple[Tensor, Tensor]:
         r"""A and Sigma at times t of shape (\*n): (\*n, K) and (\*n, K, K), float64."""
-        phi, q = self._van_loan(self.clock_of(t))
-        return phi @ self._matrix([self.embed], t)[0], phi @ self._matrix(self.cov0, t) @ phi.mT + q
+        return self.moments_at(self.clock_of(t))
+
+    def moments_at(self, b: Tensor) -> tuple[Tensor, Tensor]:
+        """The same at readings b of the clock."""
+        phi, q = self._van_loan(b)
+        return phi @ self.matrix([self.embed], b)[0], phi @ self.matrix(self.cov0, b) @ phi.mT + q
 
     def _factors(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """A, L, L^-1, the row r of the statistic and its deviation tau."""
@@ -188,14 +205,14 @@ class MatrixSDE(ForwardSDE):
         return act(self.factors(g, t)[1].mT, g)
 
     def gain(self, s: Tensor, t: float | Tensor) -> Tensor:  # noqa: D102
-        g = self._matrix(self.G, s)
+        g = self.matrix(self.G, s)
         return act(self.beta * g @ g.T, s)
 
     def drift(self, x: Tensor, t: float | Tensor) -> Tensor:  # noqa: D102
-        return act(self.beta * self._matrix(self.F, x), x)
+        return act(self.beta * self.matrix(self.F, x), x)
 
     def diffusion(self, x: Tensor, t: float | Tensor, z: Tensor) -> Tensor:  # noqa: D102
-        return act(math.sqrt(self.beta) * self._matrix(self.G, z), z)
+        return act(math.sqrt(self.beta) * self.matrix(self.G, z), z)
 
     def velocity(self, point: Point) -> Tensor:  # noqa: D102
         return self.drift(point.x, point.t) - self.gain(self.score(point.eps, point.t), point.t) / 2
@@ -215,10 +232,8 @@ class MatrixSDE(ForwardSDE):
         return self._van_loan(torch.cat([b[:-1] - b[1:], b.new_zeros(1)]))
 
     def _noise(self, q: Tensor, z: Tensor) -> Tensor:
-        """The symmetric root of Q on z; Q may be singular, where a channel takes no noise of its own."""
-        values, vectors = torch.linalg.eigh(q)
-        # Unlike vectors * root, it does not depend on the signs of eigenvectors, which differ from device to device.
-        return act((vectors * values.clamp_min(0).sqrt()[..., None, :]) @ vectors.mT, z)
+        """A root of Q on z; Q may be singular, where a channel takes no noise of its own."""
+        return act(noise_root(q, self.matrix(self.G, q)), z)
 
     def transition(self, x: Tensor, s: float | Tensor, t: float | Tensor, z: Tensor) -> Tensor:  # noqa: D102
         phi, q = self._kernel(x, s, t)
@@ -235,6 +250,35 @@ class MatrixSDE(ForwardSDE):
         keep = torch.eye(self.channels).to(phi) - back @ phi
         v = keep @ cov_s @ keep.mT + back @ q @ back.mT  # Joseph's form: positive by construction
         return self.mean(x0, s) + act(back, x - self.mean(x0, t)) + self._noise(v, z)
+
+    def held(
+        self, x0: Tensor, x: Tensor, t: float | Tensor, s: float | Tensor, eta: float, z: Tensor | None = None
+    ) -> Tensor:
+        """State at s < t of the reverse SDE from x at t while x0 stands still, from the standard normal z if eta > 0.
+
+        eta = 0 is gDDIM: on the probability flow. eta = 1 is `bridge`.
+        """
+        moved, kept, root = self._held(x, t, s, eta)
+        y = act(moved, x) + act(kept, x0[:, None])
+        return y if z is None else y + act(root, z)
+
+    def _held(self, x: Tensor, t: float | Tensor, s: float | Tensor, eta: float) -> tuple[Tensor, Tensor, Tensor]:
+        if type(t) is Node and type(s) is Node and s.table is t.table and t.index + 1 == s.index <= t.table.steps:
+            table = t.table
+            key = "held", eta, x.dtype, x.device
+            return table.column(self, key, lambda u: self._held_along(x, u[: table.steps + 1], len(u), eta))[t.index]
+        begin, end = torch.broadcast_tensors(as_time(t), as_time(s))
+        expand(begin, x)  # refuses a wrong shape by name
+        pairs = torch.stack([begin, end], -1).cpu().reshape(-1, 2)
+        steps, which = torch.unique(pairs, dim=0, return_inverse=True)
+        made = zip(*(carried(self, step, eta) for step in steps), strict=True)
+        moved, kept, root = (torch.cat(m).to(x)[which.to(x.device)] for m in made)
+        return (moved, kept, root) if begin.ndim else (moved[0], kept[0], root[0])
+
+    def _held_along(self, x: Tensor, times: Tensor, rows: int, eta: float) -> tuple[Tensor, ...]:
+        # One row to each step; those of the last node and of times inside steps are not asked for.
+        made = carried(self, times, eta)
+        return tuple(torch.cat([m, m.new_zeros(rows - len(m), *m.shape[1:])]).to(x) for m in made)
 
     def rates_of_statistic(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # noqa: D102
         with torch.enable_grad():

@@ -10,7 +10,7 @@ import math
 
 from torch import Tensor, add, lerp
 
-from sde.forward import SDE, ForwardSDE, ScalarSDE
+from sde.forward import SDE, ForwardSDE, MatrixSDE, ScalarSDE
 from sde.forward.scalar import root
 from sde.random import Noise
 from sde.shape import plus
@@ -183,11 +183,11 @@ class DDIM(Solver):
     """DDIM: move the endpoints' estimate to the new time; for 0 < eta <= 1 part of eps is drawn anew.
 
     x_s = alpha_s x0 + sqrt(sigma_s^2 - eta^2 v) eps + eta sqrt(v) z, with v the variance of the bridge x_s | x_t, x0.
-    eta = 0 is exponential Euler on the probability flow; eta = 1 is ancestral sampling. A matrix SDE takes eta 0 or 1,
-    and eta = 0 carries eps along the Cholesky factor: its marginals are the flow's, its paths are not.
+    eta = 0 is exponential Euler on the probability flow; eta = 1 is ancestral sampling. On a matrix SDE it is gDDIM:
+    the reverse SDE of that eta, solved exactly with x0 held, `MatrixSDE.held`.
 
     References:
-        Song, Meng & Ermon (2021), 2010.02502, eq. 12 and 16.
+        Song, Meng & Ermon (2021), 2010.02502, eq. 12 and 16; Zhang, Tao & Chen (2022), 2206.05564, for matrix SDEs.
 
     Example:
         >>> import torch, sde
@@ -205,20 +205,13 @@ class DDIM(Solver):
                 f"{type(self).__name__} takes eta up to 1, where all of eps is drawn anew that can be, "
                 f"got eta={reverse.eta}: use Euler or ReverseDiffusion"
             )
-        if not isinstance(reverse.model.sde, ScalarSDE) and reverse.eta not in (0.0, 1.0):
-            raise ValueError(
-                f"{type(self).__name__} on the matrix SDE {type(reverse.model.sde).__name__} takes eta 0 or 1, "
-                f"got eta={reverse.eta}: use Euler or ReverseDiffusion"
-            )
 
     def step(self, sde: SDE, x: Tensor, t: float, s: float, noise: Noise) -> Tensor:  # noqa: D102
         reverse = needs_model(self, sde)
         model, forward, eta = reverse.model, reverse.model.sde, reverse.eta
-        if not isinstance(forward, ScalarSDE):
-            point = model(x, t)
-            if eta:
-                return forward.bridge(point.x0, x, t, s, noise.normal(x, t, s))
-            return forward.mean(point.x0, s) + forward.color(point.eps, s)
+        if isinstance(forward, MatrixSDE):
+            return forward.held(model(x, t).x0, x, t, s, eta, noise.normal(x, t, s) if eta else None)
+        assert isinstance(forward, ScalarSDE)
         alpha, sigma = forward.levels_on(x, s)
         if not eta:
             return model.move(x, t, 0.0, alpha, sigma)

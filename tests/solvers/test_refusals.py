@@ -52,15 +52,6 @@ def test_ddim_takes_eta_up_to_1(solver):
         solve(reverse(eta=1.5), solver)
 
 
-@pytest.mark.parametrize("eta", [0.3, 0.99])
-def test_ddim_on_a_matrix_sde_takes_eta_0_or_1(eta):
-    x = torch.zeros(3, 2, 2)
-    with pytest.raises(ValueError, match=rf"DDIM on the matrix SDE CLD takes eta 0 or 1, got eta={eta}"):
-        solve(reverse(sde.CLD(), eta), sde.DDIM(), x=x)
-    for allowed in (0.0, 1.0):
-        assert solve(reverse(sde.CLD(), allowed), sde.DDIM(), x=x).isfinite().all()
-
-
 @pytest.mark.parametrize("eta", [-0.1, math.nan, math.inf])
 def test_eta_that_is_no_amount_of_noise(eta):
     with pytest.raises(ValueError, match=r"eta must be 0 or more, got .*: 0 is the probability flow"):
