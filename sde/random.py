@@ -23,6 +23,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from sde.shape import moved
+
 Generator = torch.Generator | Sequence[torch.Generator] | None
 """One generator for a batch, one for each sample of it, or None for torch's global one."""
 
@@ -92,7 +94,7 @@ def _draw(
         z = torch.stack(
             [sampler(tuple(shape[1:]), generator=g, device=g.device, dtype=torch.float32) for g in generator]
         )
-    return z.to(device=device or z.device, dtype=dtype)
+    return moved(z, torch.device(device) if device else z.device, dtype)
 
 
 def randn_like(x: Tensor, generator: Generator = None) -> Tensor:

@@ -43,11 +43,13 @@ def moved(c: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     """
     if c.device == device:
         return c.to(dtype)
-    if c.device.type == "cpu" and device.type == "cuda" and not c.requires_grad:
-        if c.ndim == 0:  # a number goes along with its kernel, which a CUDA graph can record
-            return torch.full((), c.item(), dtype=dtype, device=device)
-        return c.to(dtype).pin_memory().to(device, non_blocking=True)  # from other memory the copy is waited for
-    return c.to(device, dtype)
+    if c.device.type != "cpu" or device.type != "cuda" or c.requires_grad:
+        return c.to(device, dtype)
+    if c.ndim == 0:  # a number goes along with its kernel
+        return torch.full((), c.item(), dtype=dtype, device=device)
+    if torch.cuda.is_current_stream_capturing():  # what a graph copies from must stay where it is
+        raise RuntimeError("a CUDA graph cannot copy from the CPU: make the tensor on the GPU")
+    return c.to(dtype).pin_memory().to(device, non_blocking=True)  # from other memory the copy is waited for
 
 
 def expand(c: Coefficient, x: Tensor) -> Coefficient:

@@ -53,6 +53,7 @@ class CFG(Wrapper):
         super().__init__(conditional)
         self.unconditional, self.guidance = unconditional, scale
         self.coupled = conditional.coupled or unconditional.coupled
+        self.tabulates = conditional.tabulates and unconditional.tabulates
 
     def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Point:  # noqa: D102
         return self.unconditional(x, t).lerp(self.model(x, t, **cond), self.guidance)

@@ -9,12 +9,12 @@ from sde.solvers.integrate import (
     default_times,
     integrate,
     record,
-    sample,
     trajectory,
 )
 from sde.solvers.likelihood import divergence, log_prob
 from sde.solvers.onestep import DDIM, RK4, Ancestral, Euler, EulerMaruyama, Heun, ReverseDiffusion
 from sde.solvers.reverse import ReverseSDE
+from sde.solvers.sampling import sample
 from sde.solvers.solver import SelfPaced, Solver, State
 
 __all__ = [

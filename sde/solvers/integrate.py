@@ -8,7 +8,6 @@ likelihood. The direction of the grid decides which way it runs. Coefficients of
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -59,7 +58,8 @@ class Trajectory:
         return replace(self, x=torch.stack([fn(x) for x in self.x]))
 
 
-def _checked_times(sde: SDE, times: Tensor | Sequence[float]) -> Tensor:
+def checked_times(sde: SDE, times: Tensor | Sequence[float]) -> Tensor:
+    """The grid as `trajectory` takes it, float64 on the CPU, or an error that says what does not fit the SDE."""
     if not isinstance(times, Tensor):
         times = torch.tensor(times, dtype=torch.float64)  # a list of numbers would pass through float32
     times = times.detach().to("cpu", torch.float64)
@@ -88,17 +88,18 @@ def _checked_times(sde: SDE, times: Tensor | Sequence[float]) -> Tensor:
     return times
 
 
-def _checked_state(x: Tensor) -> Tensor:
+def checked_state(x: Tensor, look: bool = True) -> Tensor:
+    """The state, or an error that says what is wrong with it; its values are looked at unless told."""
     if not x.is_floating_point():
         raise TypeError(f"x must be floating, got {x.dtype}: use x.float()")
     if x.ndim < 2 or x.shape[0] == 0:
         raise ValueError(f"x must be (B, *D) with B at least 1, got shape {tuple(x.shape)}")
-    if not _finite(x):
+    if look and not finite(x):
         raise ValueError(f"x holds {int((~torch.isfinite(x)).sum())} values that are not finite: clean it first")
     return x
 
 
-def _finite(x: Tensor) -> bool:
+def finite(x: Tensor) -> bool:
     """Whether all values are finite: so if their sum is, which is a fifth of the work; a finite one may overflow."""
     return math.isfinite(x.detach().sum()) or bool(torch.isfinite(x).all())
 
@@ -131,15 +132,20 @@ def trajectory(
         >>> [state.t for state in states]
         [0.0, 0.25, 0.5, 0.75, 1.0]
     """
-    x, grid = _checked_state(x), _checked_times(sde, times)
+    x, grid = checked_state(x), checked_times(sde, times)
     solver.check(sde)
     solver, noise = solver.start(sde, grid), noise or WhiteNoise(generator)
     return solver.run(sde, x, grid, noise) if isinstance(solver, SelfPaced) else walk(sde, x, grid, solver, noise)
 
 
-def walk(sde: SDE, x: Tensor, times: Tensor, solver: Solver, noise: Noise) -> Iterator[State]:
-    """The loop of a started solver over a grid: `trajectory` without its checks."""
-    nodes: list[Any] = list(Table(times, solver.stages(sde, times)).nodes if sde.tabulates else times)
+def walk(
+    sde: SDE, x: Tensor, times: Tensor, solver: Solver, noise: Noise, table: Table | None = None
+) -> Iterator[State]:
+    """The loop of a started solver over a grid: `trajectory` without its checks, and with a table of an earlier run."""
+    if sde.tabulates:
+        nodes: list[Any] = (table or Table(times, solver.stages(sde, times))).nodes
+    else:
+        nodes = list(times)
     # At an end where coefficients are infinite (alpha = 0 with noise, sigma = 0) the step goes by the endpoints
     # instead, forward by the exact transition.
     plans = [solver] * (len(nodes) - 1)
@@ -216,69 +222,6 @@ def record(states: Iterable[State], every: int = 1, device: torch.device | str =
     return Trajectory(torch.tensor(t, dtype=torch.float64), torch.stack(x), *map(torch.tensor, counts))
 
 
-@torch.no_grad()
-def sample(
-    model: Model,
-    shape: Sequence[int] | None = None,
-    steps: int = 32,
-    solver: Solver | None = None,
-    times: Tensor | Sequence[float] | None = None,
-    eta: float | None = None,
-    x: Tensor | None = None,
-    generator: Generator = None,
-    noise: Noise | None = None,
-    progress: bool | None = None,
-) -> Tensor:
-    r"""Samples of a model: prior, reverse SDE, solver, in one call.
-
-    Args:
-        model: Score model, exact or trained; put it in eval mode first.
-        shape: (B, \*D).
-        steps: Number of solver steps; ignored where times are given.
-        solver: Default: `Adams`, one evaluation a step; `Heun` for a matrix SDE or where eta > 0.
-        times: Grid from t_max down. Default: `grids.data_scaled` for the model's data.
-        eta: Noise of the reverse SDE. Default: the solver's own, 0 for ODE solvers.
-        x: State to start from, instead of a draw from the prior.
-        generator: One generator, or one for each sample.
-        noise: What steps draw from. Default: `WhiteNoise(generator)`.
-        progress: True for a bar, False for none. Default: one that appears after two seconds.
-
-    Returns:
-        Samples at the grid's last time, (B, \*D); for a matrix SDE the state, (B, K, \*D).
-
-    Raises:
-        ValueError: If an argument does not fit, or if the samples are not finite.
-
-    Example:
-        >>> import torch, sde
-        >>> model = sde.ExactScore(sde.Gaussian([3.0], 0.25), sde.EDM())
-        >>> x = sde.sample(model, (1000, 1), generator=torch.Generator().manual_seed(0))
-        >>> round(x.mean().item(), 1)
-        3.0
-    """
-    if shape is None and x is None:
-        raise ValueError("shape is missing: pass shape=(16, 2), say, or a state x to start from")
-    solver = solver or default_solver(model, eta)
-    if times is None:
-        times = default_times(model, steps)
-    if x is None:
-        device, dtype = model.placement()
-        shape = tuple(shape or ())
-        if len(shape) < 2 or min(shape) < 1:
-            raise ValueError(f"shape must be (B, *D) with every size at least 1, got {shape}: (16, 2), say")
-        x = model.prior(torch.empty(shape, device=device, dtype=dtype), generator)
-    reverse = ReverseSDE(model, solver.eta if eta is None else eta)
-    states = trajectory(reverse, x, times, solver, generator, noise)
-    for state in _with_bar(states, len(times), progress):
-        x = state.x
-    if not _finite(x):
-        raise ValueError(
-            "samples are not finite: use more steps, a grid with smaller first steps (grids.log_snr), "
-            'a weaker guidance, or a model of param "edm"'
-        )
-    return x
-
-
 def default_solver(model: Model, eta: float | None = None) -> Solver:
     """The solver that `sample` takes by default."""
     return Adams() if isinstance(model.sde, ScalarSDE) and not eta else Heun()
@@ -287,18 +230,3 @@ def default_solver(model: Model, eta: float | None = None) -> Solver:
 def default_times(model: Model, steps: int) -> Tensor:
     """The grid that `sample` takes by default: `grids.data_scaled` at the scale of the model's data."""
     return grids.data_scaled(model.sde, steps, scale=model.data_scale())
-
-
-def _with_bar(states: Iterator[State], total: int, progress: bool | None) -> Iterator[State]:
-    """The states, with a bar if asked for, or by default once the run has taken two seconds."""
-    bar, began = None, time.monotonic()
-    for done, state in enumerate(states):
-        if bar is None and progress is not False and (progress or time.monotonic() - began > 2):
-            from tqdm.auto import tqdm
-
-            bar = tqdm(total=total, initial=done, desc="sampling", unit="step", leave=False)
-        if bar is not None:
-            bar.update()
-        yield state
-    if bar is not None:
-        bar.close()
