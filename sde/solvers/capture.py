@@ -168,10 +168,16 @@ def captured(
     graphs = _GRAPHS.setdefault(leaves[0], OrderedDict())
     found = graphs.get(key)
     if found is None or any(leaf() is None for leaf in found.leaves):
-        with _copies(given) as mine:
-            work, kept = make()
-            found = graphs[key] = Recorded(work, x, mine, f"{type(run[0]).__name__} on {type(model).__name__}")
+        work, kept = make()
+        mine = [c.clone() for c in conditions]
+
+        def conditioned(x: Tensor, noise: WhiteNoise) -> Tensor:
+            with _instead(given, mine):
+                return work(x, noise)
+
+        found = Recorded(conditioned, x, mine, f"{type(run[0]).__name__} on {type(model).__name__}")
         found.leaves, found.kept = [ref(leaf) for leaf in leaves], kept
+        graphs[key] = found
     graphs.move_to_end(key)
     while len(graphs) > KEPT:
         graphs.popitem(last=False)
@@ -190,13 +196,13 @@ def forget(model: Model) -> None:
 
 
 @contextmanager
-def _copies(given: Sequence[Given]) -> Iterator[list[Tensor]]:
-    """Conditions of the run's own in place of those of the call, while it is recorded."""
-    before = [part.cond for part in given]
+def _instead(given: Sequence[Given], tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Models with these tensors in place of their own conditions."""
+    before, others = [part.cond for part in given], iter(tensors)
     for part in given:
-        part.cond = {name: c.clone() if isinstance(c, Tensor) else c for name, c in part.cond.items()}
+        part.cond = {name: next(others) if isinstance(c, Tensor) else c for name, c in part.cond.items()}
     try:
-        yield [c for part in given for c in part.cond.values() if isinstance(c, Tensor)]
+        yield
     finally:
         for part, cond in zip(given, before, strict=True):
             part.cond = cond
