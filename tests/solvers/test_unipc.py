@@ -28,7 +28,7 @@ def start(event=(3, 2, 2)):
 
 
 def theirs(model, steps, last, **options):
-    """A run of diffusers' scheduler in float64, and its nodes: entry i of a table stands at t = i + 1, the data at 0."""
+    """A run of diffusers' scheduler in float64, and its nodes: entry i of a table stands at t = i + 1."""
     made = UniPCMultistepScheduler(num_train_timesteps=1000, final_sigmas_type=last, **options)
     made.set_timesteps(steps)
     table = model.sde._table
