@@ -1,4 +1,4 @@
-"""`python -m benchmarks [overhead] [training] [--quick] [--out FOLDER]`: measure, print, write tables and pictures."""
+"""`python -m benchmarks [NAME ...] [--quick] [--out FOLDER]`: measure, print, write tables and pictures."""
 
 from __future__ import annotations
 
@@ -9,25 +9,40 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import overhead, overhead_report, pictures, training, training_report
+from benchmarks import accuracy, accuracy_report, overhead, overhead_report, pictures, training, training_report
 from benchmarks.peers import quiet
 
 
-def loops(out: Path, quick: bool) -> str:
+def loops(out: Path, given: argparse.Namespace) -> str:
     with quiet():  # some loops draw progress bars
-        result = overhead.measure(rounds=3, at_least=1e-3) if quick else overhead.measure()
+        result = overhead.measure(rounds=3, at_least=1e-3) if given.quick else overhead.measure()
     pictures.loops(result, out / "overhead.png")
     return overhead_report.report(result)
 
 
-def fits(out: Path, quick: bool) -> str:
+def fits(out: Path, given: argparse.Namespace) -> str:
     small = {"steps": 100, "rounds": 3, "seeds": 1, "ladder": training.rungs(150, 1000, 1.6), "samples": 4000}
-    result = training.measure(**small) if quick else training.measure()
+    result = training.measure(**small) if given.quick else training.measure()
     pictures.fits(result, out / "training.png")
     return training_report.report(result)
 
 
-BENCHMARKS: dict[str, Callable[[Path, bool], str]] = {"overhead": loops, "training": fits}
+def errors(out: Path, given: argparse.Namespace) -> str:
+    unseen = accuracy.UNSEEN if given.unseen is None else tuple(f"unseen {seed}" for seed in given.unseen)
+    if given.quick:
+        few = {"targets": ("ring", "broad"), "unseen": unseen[:1], "budgets": (5, 10), "batch": 40}
+        result = accuracy.measure(**few, cache=None)
+    else:
+        result = accuracy.measure(unseen=unseen, fresh=given.peers == "fresh")
+    pictures.accuracies(result, out / "accuracy.png")
+    return accuracy_report.report(result)
+
+
+BENCHMARKS: dict[str, Callable[[Path, argparse.Namespace], str]] = {
+    "overhead": loops,
+    "training": fits,
+    "accuracy": errors,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -37,6 +52,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--out", type=Path, help="where tables and pictures go; benchmarks/results, or out/benchmarks if quick"
     )
+    parser.add_argument(
+        "--peers",
+        choices=("fresh", "kept"),
+        default="fresh",
+        help="accuracy: measure the peers anew, which takes an hour and more, or take what the last run kept in out/",
+    )
+    parser.add_argument("--unseen", type=int, nargs="*", metavar="SEED", help="accuracy: other unseen targets")
     given = parser.parse_args(arguments)
     unknown = sorted(set(given.which) - set(BENCHMARKS))
     if unknown:
@@ -47,7 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name in given.which or BENCHMARKS:
         began = time.monotonic()
         print(f"{name}: measuring ...", flush=True)
-        page = BENCHMARKS[name](out, given.quick)
+        page = BENCHMARKS[name](out, given)
         (out / f"{name}.md").write_text(page, encoding="utf-8")
         print(f"\n{page}\n{name}: {time.monotonic() - began:.0f} s, written to {out / name}.md and .png\n", flush=True)
 

@@ -240,10 +240,15 @@ class Cell:
         return self.peer_median / max(self.median, FLOOR)
 
 
+def geometric(values: Iterable[float]) -> float:
+    """Geometric mean; nan of none."""
+    logs = [math.log(value) for value in values]
+    return math.exp(sum(logs) / len(logs)) if logs else math.nan
+
+
 def mean_ratio(cells: Iterable[Cell], which: str = "ratio") -> float:
     """Geometric mean of the cells' ratios."""
-    logs = [math.log(getattr(cell, which)) for cell in cells]
-    return math.exp(sum(logs) / len(logs)) if logs else math.nan
+    return geometric(getattr(cell, which) for cell in cells)
 
 
 @dataclass
@@ -326,3 +331,57 @@ def errors(
     """
     found = [measured(target, kind) for target in targets for kind in kinds]
     return Table([cell for given in found for cell in cells(given, sampler, budgets)])
+
+
+@dataclass
+class Result:
+    """What the page tells: the committed targets, the unseen ones, and every library's own best.
+
+    `libraries` is keyed by library, SDE and budget, and holds geometric means over the committed targets.
+    """
+
+    seen: Table
+    unseen: Table
+    libraries: dict[tuple[str, str, int], float]
+    configurations: int
+    truth_error: float
+    skipped: list[str]
+
+
+def measure(
+    targets: Sequence[str] = tuple(TARGETS),
+    unseen: Sequence[str] = UNSEEN,
+    budgets: Sequence[int] = BUDGETS,
+    batch: int | None = None,
+    fresh: bool = True,
+    cache: Path | None = CACHE,
+    sampler: Sampler = default,
+) -> Result:
+    """Ours and every peer on every problem."""
+    skipped: list[str] = []
+    rules, tables, kept = rivals(skipped), {}, []
+    for which, names in {"seen": targets, "unseen": unseen}.items():
+        tables[which] = Table([])
+        for target in names:
+            for kind in KINDS:
+                given = measured(target, kind, fresh, budgets, batch, rules, cache)
+                tables[which].cells += cells(given, sampler, budgets, raw=which == "seen")
+                skipped += given.skipped
+                if which == "seen":
+                    kept.append(given)
+                print(f"  {given.problem.name}: {len(given.runs)} configurations of peers", flush=True)
+    names = {rule.library for rule in rules}
+    libraries = {
+        (library, kind, budget): geometric(g.best(budget, 1, library)[0] for g in kept if g.problem.kind == kind)
+        for library in sorted(names)
+        for kind in KINDS
+        for budget in budgets
+    }
+    return Result(
+        tables["seen"],
+        tables["unseen"],
+        libraries,
+        max(len(given.runs) for given in kept),
+        max(distances(given.truth, truth(given.problem, 1e-13))[0] for given in kept),
+        list(dict.fromkeys(skipped)),
+    )

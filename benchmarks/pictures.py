@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks import overhead, training
+from benchmarks import accuracy, overhead, training
 from benchmarks.training_report import is_ours, is_peer
 
 # Okabe and Ito (2008).
@@ -98,6 +98,59 @@ def fits(result: training.Result, path: Path) -> None:
     figure.suptitle("Training a network 3 → 128 × 3 → 2 on eight modes, batch 256, one thread", fontsize=11)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def accuracies(result: accuracy.Result, path: Path) -> None:
+    """Above: error against evaluations, ours and every library's best. Below: best peer ÷ ours, a dot for each cell."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(2, 2, figsize=(10.5, 8), layout="constrained", sharex=True, sharey="row")
+    budgets = sorted({cell.budget for cell in result.seen.cells})
+    for (above, below), kind in zip(axes.T, accuracy.KINDS, strict=True):
+        _curves(above, result, kind, budgets)
+        _dots(below, result, kind, budgets)
+        above.set_title(kind, fontsize=10)
+    axes[0, 0].set_ylabel("end-point error, in units of the data's scale\n(geometric mean over the targets)")
+    axes[1, 0].set_ylabel("error of the best peer ÷ ours\n(above 1, ours is ahead)")
+    axes[0, 1].legend(fontsize=7, frameon=False, loc="lower left")
+    axes[1, 1].legend(fontsize=7, frameon=False, loc="upper left")
+    figure.suptitle("Deterministic samplers on exact mixtures: ours by default, peers at their best", fontsize=11)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _curves(ax: Any, result: accuracy.Result, kind: str, budgets: list[int]) -> None:
+    marks = iter(("o", "s", "^", "v", "D", "P", "X", "*"))
+    colours = iter((*LINES, "#D55E00", "#999933", "#882255"))
+    for library in sorted({name for name, _, _ in result.libraries}):
+        errors = [result.libraries[library, kind, budget] for budget in budgets]
+        ax.plot(budgets, errors, marker=next(marks), color=next(colours), markersize=4, linewidth=1, label=library)
+    for name, style, label in (("peer", "k--", "best peer of each cell"), ("error", "-", "sde, by default")):
+        errors = [accuracy.geometric(getattr(c, name) for c in result.seen.of(kind=kind, budget=b)) for b in budgets]
+        thick = {"color": ORANGE, "linewidth": 2.5, "zorder": 4} if name == "error" else {"linewidth": 1.5}
+        ax.plot(budgets, errors, style, label=label, **thick)
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xticks(budgets, list(map(str, budgets)))
+    ax.set_xticks([], minor=True)
+
+
+def _dots(ax: Any, result: accuracy.Result, kind: str, budgets: list[int]) -> None:
+    shifted = ((result.seen, 0.94, ORANGE, "the committed targets"), (result.unseen, 1.06, BLUE, "unseen targets"))
+    for whole, shift, colour, label in shifted:
+        cells = whole.of(kind=kind)
+        if cells:
+            at = [shift * c.budget for c in cells]
+            ax.plot(at, [c.ratio for c in cells], "o", color=colour, alpha=0.5, markersize=4, label=label, linewidth=0)
+            means = [accuracy.mean_ratio(whole.of(kind=kind, budget=budget)) for budget in budgets]
+            ax.plot([shift * n for n in budgets], means, "_", color=colour, markersize=18, markeredgewidth=2.5)
+    for level, dash in ((1, "-"), (2, ":")):
+        ax.axhline(level, color=GREY, linewidth=1, linestyle=dash, zorder=0)
+    ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    ticks = [t for t in (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50) if low <= t <= high]
+    ax.set_yticks(ticks, [f"{t:g}" for t in ticks])
+    ax.set_yticks([], minor=True)
+    ax.set_xlabel("network evaluations")
 
 
 def _legend(ax: Any) -> None:
