@@ -457,7 +457,7 @@ def test_the_step_to_the_data_is_the_denoiser(forward, name, eta):
 
 @pytest.mark.parametrize("name", MANY)
 def test_from_alpha_zero_the_first_step_is_exact(given_noise, name):
-    """At Flow's t = 1 the state tells nothing of x0: the flow steps to alpha m + sigma x, the SDE to alpha m + sigma z."""
+    """At Flow's t = 1 the state tells nothing of x0: steps to alpha m + sigma x on the flow, alpha m + sigma z on the SDE."""
     model = exact("Flow")
     x, z = start(batch=12, event=(2,)).chunk(2)
     times = torch.tensor([1.0, 0.7], dtype=torch.float64)
