@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -104,6 +105,10 @@ class ScalarSDE(ForwardSDE):
 
     # Coefficients at a time: floats at a node, else tensors of the time's shape.
 
+    @overload
+    def levels(self, t: Tensor) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def levels(self, t: float | Tensor) -> tuple[Coefficient, Coefficient]: ...
     def levels(self, t: float | Tensor) -> tuple[Coefficient, Coefficient]:
         """alpha and sigma at t."""
         if type(t) is Node:  # from the column that every run needs

@@ -133,7 +133,7 @@ class Adams(Exponential):
         self.memory = [self._value(model, x, t, row), *self.memory[: len(row[-1]) - 1]]
         return self._advance(model, x, row, self.memory)
 
-    def _value(self, model: Model, x: Tensor, t: float, row: Any) -> Tensor:
+    def _value(self, model: Model, x: Tensor, t: float | Tensor, row: Any) -> Tensor:
         """E at x: p z + q eps."""
         p, q, *_ = row
         value, mean = model(x, t).combine(p, q), model.data_mean()
