@@ -44,11 +44,12 @@ class Field:
         self.kind, self.shrink, self.high, self.low = problem.kind, float(a0), float(s1 / a1), float(s0 / a0)
         self.y = problem.x[:batch] / float(a1)
         self.calls, self.limit = 0, math.inf
+        # Along the axes of its covariance each component is a product of normal densities; all axes lie in one matrix.
         k, d = target.means.shape
         self.axes = target.axes.permute(1, 0, 2).reshape(d, k * d).contiguous()
-        self.back = target.axes.permute(0, 2, 1).reshape(k * d, d).contiguous()
-        self.centre = torch.einsum("ki,kij->kj", target.means, target.axes)
-        self.means, self.variances, self.log_weights = target.means, target.variances, target.weights.log()
+        self.centre = -torch.einsum("ki,kij->kj", target.means, target.axes).flatten()
+        self.means, self.variances = target.means, target.variances.flatten()
+        self.log_weights, self.sums = target.weights.log(), torch.eye(k).double().repeat_interleave(d, 0)
 
     def begin(self, limit: float = math.inf) -> Tensor:
         """States to start from; evaluations are counted from here, and refused beyond the limit."""
@@ -63,10 +64,11 @@ class Field:
         if isinstance(r, Tensor):
             r = float(r.reshape(-1)[0])
         v = self.variances + r * r
-        p = (y @ self.axes).unflatten(1, v.shape) - self.centre
-        q = p / v
-        weights = torch.softmax(self.log_weights - 0.5 * (v.log().sum(1) + (p * q).sum(2)), 1)
-        return weights @ self.means + (q * self.variances * weights[..., None]).flatten(1) @ self.back
+        p = torch.addmm(self.centre, y, self.axes)
+        constant = self.log_weights - 0.5 * (v.log() @ self.sums)
+        weights = torch.softmax(torch.addmm(constant, p * p, self.sums / (-2 * v[:, None])), 1)
+        shares = (p.unflatten(1, (len(constant), -1)) * weights[..., None]).flatten(1)
+        return torch.addmm(weights @ self.means, shares, self.axes.T * (self.variances / v)[:, None])
 
     def grid(self, name: str, steps: int) -> Tensor:
         """Levels (steps + 1,) from high to low, float64."""
