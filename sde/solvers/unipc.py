@@ -114,7 +114,7 @@ class UniPC(Adams):
         self.variant, self.lower_order_final = variant, bool(lower_order_final)
 
     @property
-    def order(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def order(self) -> float:
         """Observed on ever finer grids: that of the rule, of its first steps or of its last."""
         return min(super().order, 2.0) if self.lower_order_final else super().order
 
