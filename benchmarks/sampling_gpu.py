@@ -200,8 +200,8 @@ def profiled(
     rows = []
     for dtype in (torch.float32, torch.bfloat16):
         model = sde.ScoreModel(Identity(), forward(), param)
-        rule, steps = solver() or sde.default_solver(model), 20
-        x, times = torch.randn(1000, 2, device="cuda", dtype=dtype), sde.default_times(model, steps)
+        rule, steps = solver() or sde.solvers.default_solver(model), 20
+        x, times = torch.randn(1000, 2, device="cuda", dtype=dtype), sde.solvers.default_times(model, steps)
         reverse = sde.ReverseSDE(model, rule.eta)
         for _ in range(2):  # the first run loads what it needs
             states = sde.trajectory(reverse, x, times, rule)

@@ -55,6 +55,11 @@ class Table:
             node.index, node.table = index, self
         self.nodes = self.all[: self.steps + 1]
 
+    @property
+    def contents(self) -> tuple[dict, dict]:
+        """All that has been made, without those it was made for."""
+        return self.columns, self._made
+
     def made(self, owner: object, key: object, make: Callable[[Tensor], Any]) -> Any:
         """make(all times), computed at the first call."""
         found = self._made.get((id(owner), key))

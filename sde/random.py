@@ -1,6 +1,6 @@
 r"""Random numbers: generators in, tensors out, one Brownian path for many grids.
 
-Numbers are drawn in float32 on the generator's own device, then moved and cast, so that one CPU seed gives one sample
+Numbers are drawn in float32 on the generator's own device, then placed and cast, so that one CPU seed gives one sample
 on every device and in every dtype. A sequence of generators, one for each sample, makes a sample independent of the
 batch that it was drawn in.
 
@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from sde.shape import moved
+from sde.shape import placed
 
 Generator = torch.Generator | Sequence[torch.Generator] | None
 """One generator for a batch, one for each sample of it, or None for torch's global one."""
@@ -94,7 +94,7 @@ def _draw(
         z = torch.stack(
             [sampler(tuple(shape[1:]), generator=g, device=g.device, dtype=torch.float32) for g in generator]
         )
-    return moved(z, torch.device(device) if device else z.device, dtype)
+    return placed(z, torch.device(device) if device else z.device, dtype)
 
 
 def randn_like(x: Tensor, generator: Generator = None) -> Tensor:

@@ -34,11 +34,11 @@ def as_time(t: float | Tensor) -> Tensor:
     return torch.tensor(float(t), dtype=torch.float64)
 
 
-def moved(c: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+def placed(c: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Tensor on a device, in a dtype, without a wait on the way from the CPU to a GPU.
 
     Example:
-        >>> moved(torch.zeros(3), torch.device("cpu"), torch.float64).dtype
+        >>> placed(torch.zeros(3), torch.device("cpu"), torch.float64).dtype
         torch.float64
     """
     if c.device == device:

@@ -26,14 +26,14 @@ from sde.forward.base import ForwardSDE
 from sde.forward.point import Point
 from sde.forward.transport import carried, noise_root
 from sde.nodes import Node
-from sde.shape import Coefficient, as_time, expand, sum_event
+from sde.shape import Coefficient, as_time, expand, placed, sum_event
 
 Matrix = Sequence[Sequence[float]]
 
 
 def act(m: Tensor, x: Tensor) -> Tensor:
     r"""Matrix (K, J) or (B, K, J) on the channels of x: (B, J, \*D) to (B, K, \*D)."""
-    return (m.to(x) @ x.flatten(2)).reshape(x.shape[0], m.shape[-2], *x.shape[2:])
+    return (placed(m, x.device, x.dtype) @ x.flatten(2)).reshape(x.shape[0], m.shape[-2], *x.shape[2:])
 
 
 def van_loan(f: Tensor, noise: Tensor, b: Tensor, longest: float) -> tuple[Tensor, Tensor]:
@@ -173,13 +173,23 @@ class MatrixSDE(ForwardSDE):
 
     def _factors_like(self, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
         *matrices, tau = self._factors(t)
-        return *(m.to(x) for m in matrices), tau
+        return *(placed(m, x.device, x.dtype) for m in matrices), tau
 
     def covariance(self, t: float | Tensor) -> Tensor:
         """Sigma at t."""
         if type(t) is Node:
             return t.table.column(self, "covariance", lambda u: self.moments(u)[1])[t.index]
         return self.moments(as_time(t))[1]
+
+    def _rate(self, name: str, x: Tensor, t: float | Tensor) -> Tensor:
+        """beta F, sqrt(beta) G or beta G G' in the dtype and on the device of x, made once for a grid."""
+
+        def make(_: object = None) -> Tensor:
+            f, g = (torch.tensor(m, dtype=torch.float64) for m in (self.F, self.G))
+            made = {"drift": self.beta * f, "noise": math.sqrt(self.beta) * g, "gain": self.beta * g @ g.T}[name]
+            return placed(made, x.device, x.dtype)
+
+        return t.table.made(self, (name, x.dtype, x.device), make) if type(t) is Node else make()
 
     # The actions.
 
@@ -205,14 +215,13 @@ class MatrixSDE(ForwardSDE):
         return act(self.factors(g, t)[1].mT, g)
 
     def gain(self, s: Tensor, t: float | Tensor) -> Tensor:  # noqa: D102
-        g = self.matrix(self.G, s)
-        return act(self.beta * g @ g.T, s)
+        return act(self._rate("gain", s, t), s)
 
     def drift(self, x: Tensor, t: float | Tensor) -> Tensor:  # noqa: D102
-        return act(self.beta * self.matrix(self.F, x), x)
+        return act(self._rate("drift", x, t), x)
 
     def diffusion(self, x: Tensor, t: float | Tensor, z: Tensor) -> Tensor:  # noqa: D102
-        return act(math.sqrt(self.beta) * self.matrix(self.G, z), z)
+        return act(self._rate("noise", z, t), z)
 
     def velocity(self, point: Point) -> Tensor:  # noqa: D102
         return self.drift(point.x, point.t) - self.gain(self.score(point.eps, point.t), point.t) / 2
@@ -272,13 +281,14 @@ class MatrixSDE(ForwardSDE):
         pairs = torch.stack([begin, end], -1).cpu().reshape(-1, 2)
         steps, which = torch.unique(pairs, dim=0, return_inverse=True)
         made = zip(*(carried(self, step, eta) for step in steps), strict=True)
-        moved, kept, root = (torch.cat(m).to(x)[which.to(x.device)] for m in made)
+        moved, kept, root = (placed(torch.cat(m)[which], x.device, x.dtype) for m in made)
         return (moved, kept, root) if begin.ndim else (moved[0], kept[0], root[0])
 
     def _held_along(self, x: Tensor, times: Tensor, rows: int, eta: float) -> tuple[Tensor, ...]:
         # One row to each step; those of the last node and of times inside steps are not asked for.
         made = carried(self, times, eta)
-        return tuple(torch.cat([m, m.new_zeros(rows - len(m), *m.shape[1:])]).to(x) for m in made)
+        rowed = (torch.cat([m, m.new_zeros(rows - len(m), *m.shape[1:])]) for m in made)
+        return tuple(placed(m, x.device, x.dtype) for m in rowed)
 
     def rates_of_statistic(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # noqa: D102
         with torch.enable_grad():

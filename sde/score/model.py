@@ -21,7 +21,7 @@ from sde.forward.point import Pairs
 from sde.nodes import Node, Table
 from sde.random import Generator
 from sde.score.param import PARAMS, SCALAR_ONLY, endpoints
-from sde.shape import Coefficient, as_time, expand, lincomb, moved, scaled
+from sde.shape import Coefficient, as_time, expand, lincomb, placed, scaled
 
 
 class Model(nn.Module):
@@ -247,7 +247,7 @@ class ScoreModel(Model):
         """Rows of a grid of N times, each its numbers and the clock as the network takes it: (B,), made (N, B)."""
         sde, times = self.sde, table.times
         at = self._levels(sde.all_rates(table) if isinstance(sde, ScalarSDE) else sde.rates_of_statistic(times), times)
-        clock = moved(at.clock, y.device, torch.promote_types(y.dtype, torch.float32))
+        clock = placed(at.clock, y.device, torch.promote_types(y.dtype, torch.float32))
         return at.alpha, at.c_in, endpoints(at.alpha, at.sigma, at.p, at.q), clock.unsqueeze(1).expand(-1, y.shape[0])
 
     def _coefficients(self, y: Tensor, t: float | Tensor) -> Row:
@@ -256,7 +256,7 @@ class ScoreModel(Model):
         self.sde.check_time(t)
         expand(t, y)  # refuses a wrong shape by name
         at = self.levels(t.to(y.device) if t.ndim else t)  # a single time stays where it is, and acts as a number
-        clock = moved(at.clock, y.device, torch.promote_types(y.dtype, torch.float32)).expand(len(y))
+        clock = placed(at.clock, y.device, torch.promote_types(y.dtype, torch.float32)).expand(len(y))
         a0, b0, a1, b1 = (expand(c, y) for c in endpoints(at.alpha, at.sigma, at.p, at.q))
         return expand(at.alpha, y), expand(at.c_in, y), (a0, b0, a1, b1), clock
 

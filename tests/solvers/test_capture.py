@@ -188,6 +188,9 @@ def test_runs_go_with_their_model(monkeypatch: pytest.MonkeyPatch) -> None:
     model = sde.ScoreModel(network(classes=3), sde.VP())
     sde.sample(model.given(label=torch.zeros(4, dtype=torch.long)), (4, 2), 4, sde.Ancestral(), compile=True)
     (found,) = capture._GRAPHS[model].values()
+    assert any(
+        isinstance(row[-1], Tensor) for row in found.kept[0].values() for row in row
+    )  # clocks: a graph reads them
     gone = [weakref.ref(model), weakref.ref(found)]
     del model, found
     gc.collect()  # a table and its nodes know one another
@@ -238,7 +241,7 @@ def test_the_loop_never_waits(solver: Solver, dtype: torch.dtype) -> None:
         model = sde.ScoreModel(network(), forward, mean=[0.1, 0.2]).to("cuda", dtype)
         if not fits(solver, model):
             continue
-        reverse, times = sde.ReverseSDE(model, solver.eta), sde.default_times(model, STEPS)
+        reverse, times = sde.ReverseSDE(model, solver.eta), sde.solvers.default_times(model, STEPS)
         for generator in (None, seeded(0, "cuda"), seeded(0), [seeded(i) for i in range(4)]):
             x = model.prior(torch.zeros(4, 2, device="cuda", dtype=dtype), seeded(1))
             with torch.no_grad():
@@ -263,7 +266,7 @@ def test_guidance_never_waits() -> None:
 
     for each in (guided, Plain(guided)):
         states = sde.trajectory(
-            sde.ReverseSDE(each), torch.randn(4, 2, device="cuda"), sde.default_times(each, STEPS), sde.Heun()
+            sde.ReverseSDE(each), torch.randn(4, 2, device="cuda"), sde.solvers.default_times(each, STEPS), sde.Heun()
         )
         with torch.no_grad(), capture._no_waiting():
             assert len(list(states)) == STEPS + 1
