@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 import sde
-from benchmarks.accuracy_field import Field, SpentError, truth
+from benchmarks.accuracy_field import Field, Quick, SpentError, truth
 from benchmarks.accuracy_peers import TOLERANCES, Adaptive, Rule
 from benchmarks.accuracy_targets import SEEDS, TARGETS, Problem, problem
 from benchmarks.peers import collect, quiet
@@ -300,8 +300,9 @@ def default(model: sde.ExactScore, x: Tensor, nfe: int) -> Tensor:
 def cells(given: Measured, sampler: Sampler, budgets: Sequence[int], raw: bool = False) -> list[Cell]:
     """The cells of one problem."""
     found, here = [], given.problem
+    target = Quick(here.model.target)
     for budget in budgets:
-        model = Counted(here.model.target, here.forward)
+        model = Counted(target, here.forward)
         with torch.no_grad():
             rms, median = distances(sampler(model, here.x, budget), given.truth)
             beside = math.nan
