@@ -110,9 +110,9 @@ def test_strong_order(name):
 def test_orders_on_every_sde(name, forward):
     rule = RULES[name]
     assert ode_order(rule, SDES[forward]).value == pytest.approx(ORDERS[name], abs=0.1)
-    for eta in (0.3, 0.5, 1.0, 1.5):
+    for eta in (0.3, 1.5):
         assert weak_order(rule, SDES[forward], eta).value == pytest.approx(rule.weak, abs=0.15)
-        assert 0.8 <= strong_order(rule, SDES[forward], eta).value <= (1.45 if rule.multistep else 1.2)
+    assert 0.8 <= strong_order(rule, SDES[forward], 1.0, batch=64).value <= (1.45 if rule.multistep else 1.2)
 
 
 def difference_of_means(solver, eta, batch, steps=(8, 16, 32)):
@@ -457,7 +457,7 @@ def test_the_step_to_the_data_is_the_denoiser(forward, name, eta):
 
 @pytest.mark.parametrize("name", MANY)
 def test_from_alpha_zero_the_first_step_is_exact(given_noise, name):
-    """At Flow's t = 1 the state tells nothing of x0: steps to alpha m + sigma x on the flow, alpha m + sigma z on the SDE."""
+    """At Flow's t = 1 x tells nothing of x0: to alpha m + sigma x on the flow, to alpha m + sigma z with noise."""
     model = exact("Flow")
     x, z = start(batch=12, event=(2,)).chunk(2)
     times = torch.tensor([1.0, 0.7], dtype=torch.float64)
