@@ -31,6 +31,7 @@ from sde.forward import SDE, MatrixSDE
 from sde.forward.matrix import act
 from sde.forward.transport import Path, carried, whitened
 from sde.random import Noise
+from sde.shape import placed
 from sde.solvers.reverse import ReverseSDE
 from sde.solvers.solver import Solver, needs_model
 
@@ -69,7 +70,7 @@ class MatrixRule(Solver):
             return alone.row(sde, x, *step)
         kind = x.dtype, x.device
         if kind not in self.cast:
-            self.cast[kind] = list(zip(*(c.to(x).unbind(0) for c in self.made), strict=True))
+            self.cast[kind] = list(zip(*(placed(c, x.device, x.dtype).unbind(0) for c in self.made), strict=True))
         return self.cast[kind][self.index[step]]
 
     def check(self, sde: SDE) -> None:
