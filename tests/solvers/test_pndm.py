@@ -1,4 +1,4 @@
-"""PNDM and iPNDM: diffusers' schedulers, the textbooks' rules on grids uniform in rho, orders on three kinds of grid."""
+"""PNDM and iPNDM: diffusers' schedulers, textbook rules where steps are equal in rho, orders on three kinds of grid."""
 
 import math
 
