@@ -145,14 +145,14 @@ def finite_samples(solver: Solver, sde: ForwardSDE) -> None:
 
 
 class _Counting(Wrapper):
-    """A model that counts its evaluations."""
+    """A model that counts the states it is evaluated at."""
 
     def __init__(self, model: Model) -> None:
         super().__init__(model)
         self.count, self.tabulates = 0, model.tabulates
 
     def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Point:
-        self.count += 1
+        self.count += len(x)
         return self.model(x, t, **cond)
 
 

@@ -280,13 +280,13 @@ class MatrixSDE(ForwardSDE):
         expand(begin, x)  # refuses a wrong shape by name
         pairs = torch.stack([begin, end], -1).cpu().reshape(-1, 2)
         steps, which = torch.unique(pairs, dim=0, return_inverse=True)
-        made = zip(*(carried(self, step, eta) for step in steps), strict=True)
-        moved, kept, root = (placed(torch.cat(m)[which], x.device, x.dtype) for m in made)
+        made = carried(self, steps[:, 0], steps[:, 1], eta)
+        moved, kept, root = (placed(m[which], x.device, x.dtype) for m in made)
         return (moved, kept, root) if begin.ndim else (moved[0], kept[0], root[0])
 
     def _held_along(self, x: Tensor, times: Tensor, rows: int, eta: float) -> tuple[Tensor, ...]:
         # One row to each step; those of the last node and of times inside steps are not asked for.
-        made = carried(self, times, eta)
+        made = carried(self, times[:-1], times[1:], eta)
         rowed = (torch.cat([m, m.new_zeros(rows - len(m), *m.shape[1:])]) for m in made)
         return tuple(placed(m, x.device, x.dtype) for m in rowed)
 

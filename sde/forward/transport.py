@@ -82,21 +82,28 @@ def whitened(sde: MatrixSDE, b: Tensor, scale: float = 0.0) -> Whitened:
 
 
 class Path:
-    """Gauss–Legendre nodes between the times of a grid (N,), and linear equations solved along each of its steps.
+    """Gauss–Legendre nodes between two times of each of n steps, and linear equations solved along the steps.
+
+    Args:
+        sde: Matrix SDE.
+        begin: Where the steps begin, (n,).
+        end: Where they end, (n,).
 
     Attributes:
         b: Clocks of the nodes, (P, m): m to each of the pieces that the steps are cut into.
         step: Which step a piece lies in, (P,).
     """
 
-    def __init__(self, sde: MatrixSDE, times: Tensor) -> None:
-        clock, near = sde.clock_of(times), self._near(sde)
-        u, norm = torch.log(clock + near), max(sum(map(abs, row)) for row in sde.F)
-        pieces = torch.maximum(u.diff().abs() / LONGEST, clock.diff().abs() * norm / (5 * LONGEST))
+    def __init__(self, sde: MatrixSDE, begin: Tensor, end: Tensor) -> None:
+        near, norm = self._near(sde), max(sum(map(abs, row)) for row in sde.F)
+        b, length = sde.clock_of(begin), sde.clock_of(end) - sde.clock_of(begin)
+        u = torch.log(b + near)
+        far = torch.log(b + length + near) - u
+        pieces = torch.maximum(far.abs() / LONGEST, length.abs() * norm / (5 * LONGEST))
         self.pieces = pieces.ceil().long().clamp_min(1)
         self.first = self.pieces.cumsum(0) - self.pieces
-        self.step = torch.repeat_interleave(torch.arange(len(times) - 1), self.pieces)
-        width = (u.diff() / self.pieces)[self.step]
+        self.step = torch.repeat_interleave(torch.arange(len(b)), self.pieces)
+        width = (far / self.pieces)[self.step]
         start = u[self.step] + width * (torch.arange(len(self.step)) - self.first[self.step])
         shifted = torch.exp(start[:, None] + width[:, None] * collocation()[0])
         self.b, self.width = shifted - near, (width[:, None] * shifted)[..., None, None]
@@ -116,7 +123,7 @@ class Path:
             source: At the nodes, (P, m, K, J).
 
         Returns:
-            V (N - 1, K, K) and Y (N - 1, K, J) at the ends of the steps, and V at the nodes, (P, m, K, K).
+            V (n, K, K) and Y (n, K, J) at the ends of the steps, and V at the nodes, (P, m, K, K).
         """
         _, weights, a = collocation()
         pieces, m, k, _ = rate.shape
@@ -138,28 +145,30 @@ class Path:
         return v, y, inside
 
 
-def carried(sde: MatrixSDE, times: Tensor, eta: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The steps of a grid (N,) with x0 held, U_s = T U_t + c x0 + S z: (N - 1, K, K), (N - 1, K, 1), (N - 1, K, K).
+def carried(sde: MatrixSDE, begin: Tensor, end: Tensor, eta: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Steps with x0 held from the times begin to end, (n,) each: T (n, K, K), c (n, K, 1), S (n, K, K).
 
-    S is a root of the noise's covariance, in the limit of a short step that of the SDE's own increment.
+    A step is U_s = T U_t + c x0 + S z; S is a root of the noise's covariance, in the limit of a short step that of the
+    SDE's own increment.
 
     Example:
         >>> import torch, sde
-        >>> t, c, s = carried(sde.CLD(), torch.tensor([0.5, 0.1], dtype=torch.float64), eta=0.0)
+        >>> grid = torch.tensor([0.5, 0.3, 0.1], dtype=torch.float64)
+        >>> t, c, s = carried(sde.CLD(), grid[:-1], grid[1:], eta=0.0)
         >>> t.shape, c.shape, bool((s == 0).all())
-        (torch.Size([1, 2, 2]), torch.Size([1, 2, 1]), True)
+        (torch.Size([2, 2, 2]), torch.Size([2, 2, 1]), True)
     """
-    ends = whitened(sde, sde.clock_of(times))
-    path = Path(sde, times)
+    before, after = (whitened(sde, sde.clock_of(t)) for t in (begin, end))
+    path = Path(sde, begin, end)
     inside = whitened(sde, path.b)
     rate = inside.turn + eta**2 / 2 * inside.noise @ inside.noise.mT
     v = path.solve(rate, rate[..., :0])[0]
-    moved = ends.root[1:] @ v @ ends.inverse[:-1]
-    kept = ends.mean[1:] - moved @ ends.mean[:-1]
+    moved = after.root @ v @ before.inverse
+    kept = after.mean - moved @ before.mean
     if not eta:
         return moved, kept, torch.zeros_like(moved)
     fresh = torch.eye(sde.channels).to(v) - v @ v.mT
-    return moved, kept, noise_root(ends.root[1:] @ fresh @ ends.root[1:].mT, sde.matrix(sde.G, v))
+    return moved, kept, noise_root(after.root @ fresh @ after.root.mT, sde.matrix(sde.G, v))
 
 
 def noise_root(cov: Tensor, g: Tensor) -> Tensor:

@@ -182,8 +182,8 @@ class GDDIM(MatrixRule):
     def columns(self, reverse: ReverseSDE, times: Tensor) -> Sequence[Tensor]:  # noqa: D102
         forward, k = forward_of(reverse), self.k
         if k == 1:
-            return [torch.cat(carried(forward, times, reverse.eta), -1)]
-        path, ends = Path(forward, times), whitened(forward, forward.clock_of(times))
+            return [torch.cat(carried(forward, times[:-1], times[1:], reverse.eta), -1)]
+        path, ends = Path(forward, times[:-1], times[1:]), whitened(forward, forward.clock_of(times))
         inside = whitened(forward, path.b)
         turns, _, within = path.solve(inside.turn, inside.turn[..., :0])
         since = [torch.eye(forward.channels).to(turns)]  # rotations since the first node, where R = L
@@ -256,7 +256,7 @@ class MatrixAdams(MatrixRule):
     def columns(self, reverse: ReverseSDE, times: Tensor) -> Sequence[Tensor]:  # noqa: D102
         forward, k, a = forward_of(reverse), self.k, reverse.model.data_scale() or 1.0
         clock = forward.clock_of(times)
-        path, ends = Path(forward, times), whitened(forward, clock, a)
+        path, ends = Path(forward, times[:-1], times[1:]), whitened(forward, clock, a)
         inside, bare = whitened(forward, path.b, a), whitened(forward, path.b)
         tau, tau_ends = _deviation(bare.inverse @ bare.mean), _deviation(self._white_mean(forward, clock))
         source = -(inside.noise @ bare.noise.mT @ bare.inverse @ bare.mean) / 2 * _size(tau, a)[..., None, None]

@@ -74,7 +74,7 @@ def test_the_propagator_with_x0_held_is_an_ode_solvers(forward, eta):
 
     clock = forward.beta * np.array([high, low])
     y = solve_ivp(rhs, clock, np.eye(k).ravel(), "DOP853", rtol=1e-9, atol=1e-12).y[:, -1]
-    moved = carried(forward, times(high, low), eta)[0][0]
+    moved = carried(forward, times(high), times(low), eta)[0][0]
     torch.testing.assert_close(moved, torch.from_numpy(y).reshape(k, k), rtol=1e-7, atol=1e-8)
 
 
@@ -82,11 +82,11 @@ def test_the_propagator_with_x0_held_is_an_ode_solvers(forward, eta):
 @pytest.mark.parametrize("forward", SDES.values(), ids=SDES)
 def test_steps_compose_and_keep_the_marginals(forward, eta):
     grid = times(forward.t_max, 0.9, 0.3, 0.29, 0.01, forward.t_min)
-    moved, kept, root = carried(forward, grid, eta)
+    moved, kept, root = carried(forward, grid[:-1], grid[1:], eta)
     a, cov = forward.moments(grid)
     torch.testing.assert_close(moved @ cov[:-1] @ moved.mT + root @ root.mT, cov[1:], rtol=1e-9, atol=1e-14)
     torch.testing.assert_close(moved @ a[:-1, :, None] + kept, a[1:, :, None], rtol=1e-12, atol=1e-12)
-    whole = carried(forward, grid[[0, -1]], eta)[0][0]
+    whole = carried(forward, grid[:1], grid[-1:], eta)[0][0]
     ends = whitened(forward, forward.clock_of(grid))
     in_noise = lambda m: ends.inverse[-1] @ m @ ends.root[0]  # noqa: E731
     torch.testing.assert_close(in_noise(torch.linalg.multi_dot([*moved.flip(0)])), in_noise(whole), rtol=0, atol=1e-10)
@@ -119,7 +119,7 @@ def test_each_sample_may_have_its_own_times():
 
 
 def test_noise_that_is_there_at_first_lets_steps_go_to_0():
-    moved, _, _ = carried(NOISY_START, times(0.1, 0.01, 0.0), 0.0)
+    moved, _, _ = carried(NOISY_START, times(0.1, 0.01), times(0.01, 0.0), 0.0)
     cov = NOISY_START.moments(times(0.1, 0.01, 0.0))[1]
     torch.testing.assert_close(moved @ cov[:-1] @ moved.mT, cov[1:], rtol=1e-10, atol=1e-15)
     with pytest.raises(ValueError, match="not positive definite at t = 0"):
@@ -130,7 +130,7 @@ def test_noise_of_a_short_step_is_in_line_with_g():
     for forward in SDES.values():
         g = torch.tensor(forward.G, dtype=torch.float64)
         torch.testing.assert_close(noise_root(0.25 * g @ g.T, g), g / 2, rtol=0, atol=1e-12)
-        root = carried(forward, times(0.5, 0.5 - 1e-7), 1.0)[2][0]
+        root = carried(forward, times(0.5), times(0.5 - 1e-7), 1.0)[2][0]
         torch.testing.assert_close(root / math.sqrt(1e-7 * forward.beta), g, rtol=0, atol=2e-3)
     zero = torch.zeros(2, 2)
     assert torch.equal(noise_root(zero, zero), zero)
