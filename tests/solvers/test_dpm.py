@@ -135,6 +135,12 @@ def test_weak_order_with_a_score_that_is_not_linear(name):
     assert fine < coarse / 2.6  # an order of 1.4 at least
 
 
+def test_a_full_start_is_of_third_order_only():
+    flow, times = sde.ReverseSDE(exact("VP")), window(SDES["VP"], 5)
+    full, ramp = (sde.integrate(flow, start(event=(2,)), times, DPMSolverPP(2, start=s)) for s in ("full", "ramp"))
+    assert torch.equal(full, ramp)
+
+
 def test_a_full_start_costs_one_evaluation_and_is_counted():
     flow = sde.ReverseSDE(exact("VP"))
     counts = [
@@ -531,7 +537,7 @@ def test_laws():
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("name", ["2S", "3S", "++1", "++2S", "++3S"])
+@pytest.mark.parametrize("name", ["2S", "3S", "++1", "++2S", "++3S", "++2M", "++3M full"])
 def test_all_laws(name):
     sde.checks.solver(RULES[name], sde.Cosine())
 
