@@ -27,7 +27,7 @@ def multistep(name: str, label: str, options: Options, steps: Callable[[int], in
     """A scheduler with `sigmas`, whose state has unit variance; it takes x0."""
 
     def run(field: Field, levels: Tensor) -> Tensor:
-        scheduler = _listed(name, levels, {"prediction_type": "sample", **options})
+        scheduler = listed(name, levels, {"prediction_type": "sample", **options})
         scale = torch.sqrt(1 + levels**2)
         x = field.y / scale[0]
         for i in range(len(levels) - 1):
@@ -41,7 +41,7 @@ def exploding(name: str, label: str, options: Options, each: Options | None = No
     """A scheduler with `sigmas`, whose state is y, with one evaluation a step; it takes eps or EDM's F."""
 
     def run(field: Field, levels: Tensor) -> Tensor:
-        scheduler, y = _listed(name, levels, options), field.y
+        scheduler, y = listed(name, levels, options), field.y
         scheduler.is_scale_input_called = True
         for i, r in enumerate(levels[:-1]):
             x0 = field.denoise(y, r)
@@ -55,7 +55,7 @@ def exploding(name: str, label: str, options: Options, each: Options | None = No
     return Rule("diffusers", label, run, grids=OWN)
 
 
-def _listed(name: str, levels: Tensor, options: Options) -> Any:
+def listed(name: str, levels: Tensor, options: Options) -> Any:
     """A scheduler whose levels are ours, the last one included."""
     scheduler = getattr(bring("diffusers"), name)(**options)
     scheduler.set_timesteps(len(levels) - 1)

@@ -59,30 +59,32 @@ def halves(budget: int) -> int:
     return budget // 2
 
 
-def azula() -> list[Rule]:
-    denoise, noise, sample = bring("azula.denoise"), bring("azula.noise"), bring("azula.sample")
+def exact_denoiser(field: Field, levels: Tensor) -> Any:
+    """azula's interface to a field, on a schedule that is at the i-th level at the i-th of n equal steps in time."""
+    denoise, noise = bring("azula.denoise"), bring("azula.noise")
 
     class Listed(noise.Schedule):
-        """A schedule that is at the i-th level at the i-th of n equal steps in time."""
-
-        def __init__(self, levels: Tensor) -> None:
-            self.levels = levels.flip(0)
-
         def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
-            return torch.ones_like(t), self.levels[(t * (len(self.levels) - 1)).round().long()]
+            return torch.ones_like(t), levels.flip(0)[(t * (len(levels) - 1)).round().long()]
 
     class Exact(denoise.Denoiser):
-        def __init__(self, field: Field, levels: Tensor) -> None:
+        def __init__(self) -> None:
             super().__init__()
-            self.field, self.schedule = field, Listed(levels)
+            self.schedule = Listed()
 
         def forward(self, x_t: Tensor, t: Tensor, **_: Any) -> Any:
-            return denoise.DiracPosterior(self.field.denoise(x_t, self.schedule(t)[1]))
+            return denoise.DiracPosterior(field.denoise(x_t, self.schedule(t)[1]))
+
+    return Exact()
+
+
+def azula() -> list[Rule]:
+    sample = bring("azula.sample")
 
     def rule(name: str, steps: Callable[[int], int] = lambda budget: budget, **options: Any) -> Rule:
         def run(field: Field, levels: Tensor) -> Tensor:
             n, sampler = len(levels) - 1, getattr(sample, name)
-            return sampler(Exact(field, levels), steps=n, silent=True, dtype=torch.float64, **options)(field.y)
+            return sampler(exact_denoiser(field, levels), steps=n, silent=True, dtype=torch.float64, **options)(field.y)
 
         return Rule("azula", " ".join([name, *map(str, options.values())]), run, steps)
 
