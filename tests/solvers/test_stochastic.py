@@ -353,7 +353,7 @@ def test_milstein_refuses_noise_that_is_not_diagonal(way):
 
 def test_a_solver_checks_each_run():
     solver, x = Milstein(), torch.ones(2, 2)
-    sde.integrate(Wave(), x, [0.0, 1.0], solver, generator())
+    solver.step(Wave(), x, 0.0, 1.0, sde.WhiteNoise(generator()))
     with pytest.raises(ValueError, match="Milstein needs diagonal noise"):
         sde.integrate(Odd("mixed"), x, [0.0, 1.0], solver, generator())
 
