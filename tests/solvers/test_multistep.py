@@ -33,7 +33,6 @@ FORWARD = {
     "VP": sde.VP(),
     "EDM": sde.EDM(),
     "Flow": sde.Flow(),
-    "Cosine": sde.Cosine(),
     "table": sde.Tabulated.linear(),
 }
 every_rule = pytest.mark.parametrize("rule", RULES)

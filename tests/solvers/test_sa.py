@@ -149,12 +149,11 @@ def test_order_in_distribution(solver, order, eta):
     assert weak_order(solver, VP, eta).value == pytest.approx(order, abs=0.1)
 
 
-@pytest.mark.parametrize("forward", [EDM, FLOW], ids=lambda s: type(s).__name__)
-def test_the_laws_hold(forward):
-    fits = sde.checks.solver(SASolver(), forward)
-    for eta in ("0.5", "1"):
-        assert 0.9 <= fits[f"strong order at eta={eta}"].value <= 1.4
-        assert fits[f"weak order at eta={eta}"].value == pytest.approx(2, abs=0.1)
+@pytest.mark.parametrize(("forward", "eta"), [(EDM, 0.5), (FLOW, 1.0)])
+def test_the_laws_hold(forward, eta):
+    fits = sde.checks.solver(SASolver(), forward, etas=(eta,))
+    assert 0.9 <= fits[f"strong order at eta={eta:g}"].value <= 1.4
+    assert fits[f"weak order at eta={eta:g}"].value == pytest.approx(2, abs=0.1)
 
 
 # The weak order with a score that is not linear. At eta = 1 the reverse SDE is the forward one, turned round, so that
@@ -179,7 +178,7 @@ def on_chebyshev(half_width, n):
 
 def expectation(solver, model, times, starts, width=5.0):
     z, weights = (torch.tensor(c) for c in np.polynomial.hermite_e.hermegauss(10))
-    (grid, on_x), (values, on_e) = on_chebyshev(width, 48), on_chebyshev(8.0, 24)
+    (grid, on_x), (values, on_e) = on_chebyshev(width, 40), on_chebyshev(8.0, 20)
     rows = solver.start(sde.ReverseSDE(model, 1.0), times).rows
     mean = float(model.data_mean())
     u = (torch.sin(grid) + 0.3 * torch.cos(1.5 * grid))[:, None].expand(-1, len(values))
