@@ -1,12 +1,14 @@
 """Solvers of matrix SDEs: gDDIM's factor against an ODE solver, one channel against scalar rules, orders, splitting."""
 
 import functools
+import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
 from scipy.integrate import solve_ivp
+from scipy.linalg import expm
 
 import sde
 from sde.forward.transport import carried, noise_root, stationary, whitened
@@ -156,6 +158,33 @@ def test_gddim_is_exact_in_one_step_where_x0_is_known(forward, solver):
     torch.testing.assert_close(many, once, rtol=1e-7, atol=1e-9)
 
 
+def test_gddims_weights_are_the_papers_integrals():
+    """R by DOP853 and int Psi G G' R^-T / 2 l_j db by quadrature, over the second of two steps."""
+    forward = sde.CLD()
+    f, g = np.array(forward.F), np.array(forward.G)
+    high, mid, low = 4 * 0.8, 4 * 0.5, 4 * 0.2
+
+    def slope(b, r):
+        cov = forward.moments_at(times(b))[1][0].numpy()
+        return ((f + g @ g.T @ np.linalg.inv(cov) / 2) @ r.reshape(2, 2)).ravel()
+
+    first = np.linalg.cholesky(forward.moments_at(times(high))[1][0].numpy())
+    r = solve_ivp(slope, (high, low), first.ravel(), "DOP853", rtol=1e-10, atol=1e-12, dense_output=True).sol
+    nodes, weights = np.polynomial.legendre.leggauss(20)
+    w = np.zeros((2, 2, 2))
+    for b, h in zip((mid + low) / 2 + (low - mid) / 2 * nodes, (low - mid) / 2 * weights, strict=True):
+        term = h * expm(f * (low - b)) @ g @ g.T @ np.linalg.inv(r(b).reshape(2, 2)).T / 2
+        w += np.stack([term * (b - high) / (mid - high), term * (b - mid) / (high - mid)])
+    grid = times(0.8, 0.5, 0.2)
+    step, value = GDDIM(2).columns(flow(sde.ExactScore(MODES, forward)), grid)
+    torch.testing.assert_close(
+        step[1], torch.from_numpy(np.concatenate([expm(f * (low - mid)), *w], 1)), rtol=1e-7, atol=1e-9
+    )
+    whiten = torch.from_numpy(np.linalg.inv(r(mid).reshape(2, 2)))
+    mean = forward.moments(grid[1:2])[0].T
+    torch.testing.assert_close(value[1], torch.cat([whiten, -whiten @ mean], 1), rtol=1e-7, atol=1e-9)
+
+
 @pytest.mark.parametrize("k", [1, 2, 4])
 def test_one_channel_is_the_scalar_rule(k):
     """Coefficients by collocation in log b against those of the scalar rules by quadrature."""
@@ -264,6 +293,10 @@ def test_an_object_serves_many_runs_and_single_steps(solver):
     assert torch.equal(first, sde.integrate(flow(model), x, grid, solver))
     begun = solver.start(flow(model), grid)
     begun.step(flow(model), x, float(grid[0]), float(grid[1]), None)
+    again, y = begun.start(flow(model), grid), x
+    for t, s in itertools.pairwise(grid.tolist()):
+        y = again.step(flow(model), y, t, s, None)
+    torch.testing.assert_close(y, first, rtol=1e-12, atol=1e-12)
     # A step that is not of the grid is the first of a run of its own.
     alone = begun.step(flow(model), x, 0.5, 0.4, None)
     torch.testing.assert_close(alone, sde.integrate(flow(model), x, times(0.5, 0.4), solver))
