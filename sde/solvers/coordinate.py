@@ -35,14 +35,14 @@ Field = Callable[[Tensor], Tensor]
 
 
 def has_angle(sde: SDE) -> bool:
-    """Whether the SDE is the probability flow of a scalar schedule.
+    """Whether the SDE is that of a model with a scalar schedule.
 
     Example:
         >>> import sde
         >>> has_angle(sde.BrownianMotion())
         False
     """
-    return isinstance(sde, ReverseSDE) and not sde.noisy and isinstance(sde.model.sde, ScalarSDE)
+    return isinstance(sde, ReverseSDE) and isinstance(sde.model.sde, ScalarSDE)
 
 
 def check_time(who: str, time: Time | None, sde: SDE) -> None:
@@ -56,7 +56,7 @@ def check_time(who: str, time: Time | None, sde: SDE) -> None:
         raise ValueError(f'time must be "angle", "log" or "t", got {time!r}: leave it out for the best there is')
     if time in ("angle", "log") and not has_angle(sde):
         raise ValueError(
-            f"{who}(time={time!r}) needs the probability flow of a scalar SDE, got {type(sde).__name__}"
+            f"{who}(time={time!r}) needs the ReverseSDE of a scalar SDE, got {type(sde).__name__}"
             f'{_of_model(sde)}: use time="t", or leave it out'
         )
 

@@ -181,7 +181,7 @@ def test_better_than_the_peers_figures():
 
 
 def test_no_path_is_left_behind():
-    """With two coordinates an estimate vanishes by accident; unless looked at twice one path is off by 150 tolerances."""
+    """With two coordinates an estimate vanishes by accident; if it is all, one path is off by 150 tolerances."""
     flow, times = flow_of(ELLIPSE, sde.Flow()), whole(sde.Flow())
     x = start_of(flow, 2000)
     exact = along(ELLIPSE, sde.Flow(), x, times)[-1]
@@ -457,6 +457,6 @@ def test_a_first_trial_that_overflows_is_only_rejected():
     """exp(x) from 0 down: a long trial overflows, a short one does not."""
     growth = Ode(lambda x, t: -torch.exp(4 * x))
     end = sde.integrate(
-        growth, torch.zeros(1, 1).double(), torch.tensor([1.0, 0.7501]).double(), DormandPrince(rtol=1e-6)
+        growth, torch.zeros(1, 1).double(), torch.tensor([1.0, 0.7501], dtype=torch.float64), DormandPrince(rtol=1e-6)
     )
     assert float(end) == pytest.approx(-math.log(1 - 4 * 0.2499) / 4, rel=1e-3)
