@@ -65,7 +65,7 @@ def test_it_is_the_authors_algorithm(given_noise):
         s = t - h
         second = x_hand - h * f(euler, s) + h * g(s) ** 2 * score(euler, s) + math.sqrt(h) * g(s) * z
         improved = (euler + second) / 2
-        delta = torch.maximum(torch.tensor(atol), rtol * torch.maximum(euler.abs(), before.abs()))
+        delta = (rtol * torch.maximum(euler.abs(), before.abs())).clamp_min(atol)
         error = float(((euler - improved) / delta).norm() / math.sqrt(2))
         assert error <= 1, "the comparison ends at a rejection"
         x_hand, before, t = improved, euler, s
