@@ -2,24 +2,32 @@
 
 from sde.solvers import grids
 from sde.solvers.adams import Adams
+from sde.solvers.adaptive import BogackiShampine, DormandPrince
+from sde.solvers.churn import Churn
 from sde.solvers.corrector import AnnealedLangevin, Langevin, PredictorCorrector
-from sde.solvers.integrate import (
-    Trajectory,
-    default_solver,
-    default_times,
-    integrate,
-    record,
-    trajectory,
-)
+from sde.solvers.defaults import default_solver, default_times
+from sde.solvers.deis import DEIS, RhoRK
+from sde.solvers.dpm import DPMSolver, DPMSolverPP
+from sde.solvers.grid_fit import fitted_times
+from sde.solvers.integrate import Trajectory, integrate, record, trajectory
 from sde.solvers.likelihood import divergence, log_prob
+from sde.solvers.matrix import GDDIM, MatrixAdams
 from sde.solvers.onestep import DDIM, RK4, Ancestral, Euler, EulerMaruyama, Heun, ReverseDiffusion
+from sde.solvers.parallel import Picard
+from sde.solvers.pndm import IPNDM, PNDM
 from sde.solvers.reverse import ReverseSDE
+from sde.solvers.sa import SASolver
 from sde.solvers.sampling import sample
+from sde.solvers.seeds import SEEDS
 from sde.solvers.solver import SelfPaced, Solver, State
+from sde.solvers.stochastic import SRA1, SRA3, Milstein
+from sde.solvers.unipc import UniPC
 
 __all__ = [
     "Solver", "SelfPaced", "ReverseSDE", "trajectory", "integrate", "record", "sample", "State", "Trajectory",
-    "grids", "default_solver", "default_times",
-    "Adams", "Euler", "EulerMaruyama", "Heun", "RK4", "ReverseDiffusion", "Ancestral", "DDIM",
-    "Langevin", "AnnealedLangevin", "PredictorCorrector", "log_prob", "divergence",
+    "grids", "fitted_times", "default_solver", "default_times",
+    "Adams", "Ancestral", "AnnealedLangevin", "BogackiShampine", "Churn", "DDIM", "DEIS", "DPMSolver", "DPMSolverPP",
+    "DormandPrince", "Euler", "EulerMaruyama", "GDDIM", "Heun", "IPNDM", "Langevin", "MatrixAdams", "Milstein", "PNDM",
+    "Picard", "PredictorCorrector", "RK4", "ReverseDiffusion", "RhoRK", "SASolver", "SEEDS", "SRA1", "SRA3", "UniPC",
+    "log_prob", "divergence",
 ]  # fmt: skip

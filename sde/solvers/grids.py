@@ -107,8 +107,17 @@ def log_snr(sde: ForwardSDE, steps: int) -> Tensor:
     return by_ratio(sde, steps, torch.log, torch.exp)
 
 
-def data_scaled(sde: ForwardSDE, steps: int, scale: float = 1.0, centre: float = 0.6, width: float = 0.7) -> Tensor:
+def data_scaled(
+    sde: ForwardSDE, steps: int, scale: float = 1.0, centre: float | None = None, width: float | None = None
+) -> Tensor:
     """Equal steps in asinh(log(ratio / c) / w), c = centre × the data's scale: dense where noise and data are alike.
+
+    Trajectories bend where the noise is as large as the data, and, the more steps there are, the more of the error
+    comes from the data's finer structure, at lower noise and over a wider range. The defaults follow the number n of
+    steps:
+
+        n < 14:   centre .8,  width .7
+        n >= 14:  centre .6 (20 / n)^.4,  width .85 (n / 20)^.2
 
     Args:
         sde: Forward SDE; a matrix SDE gets the uniform grid.
@@ -120,12 +129,11 @@ def data_scaled(sde: ForwardSDE, steps: int, scale: float = 1.0, centre: float =
     Example:
         >>> import sde
         >>> sde.grids.data_scaled(sde.EDM(), 2).round(decimals=3)
-        tensor([8.0000e+01, 5.6900e-01, 2.0000e-03], dtype=torch.float64)
+        tensor([8.0000e+01, 7.3800e-01, 2.0000e-03], dtype=torch.float64)
     """
-    c = centre * scale
+    few = steps < 14
+    c = scale * (centre if centre is not None else 0.8 if few else 0.6 * (20 / steps) ** 0.4)
+    w = width if width is not None else 0.7 if few else 0.85 * (steps / 20) ** 0.2
     return by_ratio(
-        sde,
-        steps,
-        lambda r: torch.asinh(torch.log(r / c) / width),
-        lambda u: c * torch.exp(width * torch.sinh(u)),
+        sde, steps, lambda r: torch.asinh(torch.log(r / c) / w), lambda u: c * torch.exp(w * torch.sinh(u))
     )

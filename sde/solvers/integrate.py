@@ -15,13 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde.forward import SDE, ForwardSDE, ScalarSDE
+from sde.forward import SDE, ForwardSDE
 from sde.nodes import Table
 from sde.random import Generator, Noise, WhiteNoise
-from sde.score import Model
-from sde.solvers import grids
-from sde.solvers.adams import Adams
-from sde.solvers.onestep import DDIM, Heun, Transition
+from sde.solvers.onestep import DDIM, Transition
 from sde.solvers.reverse import ReverseSDE
 from sde.solvers.solver import SelfPaced, Solver, State
 
@@ -220,13 +217,3 @@ def record(states: Iterable[State], every: int = 1, device: torch.device | str =
         kept.append(last._replace(x=last.x.detach().to(device)))
     t, x, *counts = zip(*kept, strict=True)
     return Trajectory(torch.tensor(t, dtype=torch.float64), torch.stack(x), *map(torch.tensor, counts))
-
-
-def default_solver(model: Model, eta: float | None = None) -> Solver:
-    """The solver that `sample` takes by default."""
-    return Adams() if isinstance(model.sde, ScalarSDE) and not eta else Heun()
-
-
-def default_times(model: Model, steps: int) -> Tensor:
-    """The grid that `sample` takes by default: `grids.data_scaled` at the scale of the model's data."""
-    return grids.data_scaled(model.sde, steps, scale=model.data_scale())

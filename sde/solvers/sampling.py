@@ -13,11 +13,10 @@ from sde.nodes import Table
 from sde.random import Generator, Noise
 from sde.score import Model
 from sde.solvers import capture
+from sde.solvers.defaults import default_solver, default_times
 from sde.solvers.integrate import (
     checked_state,
     checked_times,
-    default_solver,
-    default_times,
     finite,
     trajectory,
     walk,
@@ -71,7 +70,7 @@ def sample(
     """
     if shape is None and x is None:
         raise ValueError("shape is missing: pass shape=(16, 2), say, or a state x to start from")
-    solver = solver or default_solver(model, eta)
+    solver = solver or default_solver(model, eta, steps if times is None else len(times) - 1)
     if x is None:
         device, dtype = model.placement()
         shape = tuple(shape or ())
