@@ -127,6 +127,16 @@ def test_order_one_with_all_noise_is_ancestral(forward, given_noise):
     torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("corrector", [1, 2, 3])
+def test_a_step_from_alpha_zero_is_not_corrected(corrector):
+    """It is infinitely long in lambda, and no polynomial goes across."""
+    model, times = sde.ExactScore(MIXTURE, FLOW), torch.tensor([1.0, 0.5, 0.2], dtype=torch.float64)
+    for eta in (0.0, 1.0):
+        plain, mended = (SASolver(1, k).columns(model, eta, times)[-1] for k in (0, corrector))
+        torch.testing.assert_close(mended[:, :1], plain)
+        assert not mended[:, 1:].any()
+
+
 @pytest.mark.parametrize(
     ("solver", "order"),
     [
