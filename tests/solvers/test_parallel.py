@@ -113,6 +113,14 @@ def test_the_split_passes_noise_levels_above_the_data_at_once():
         assert state.serial <= (2 if eta == 0 else 3)
 
 
+def test_guesses_are_the_flow_of_gaussian_data():
+    gaussian, x, times = setting(sde.VP(), sde.Gaussian([20.0, -3.0], 0.25), steps=6)
+    reverse = sde.ReverseSDE(gaussian)
+    guesses = Rounds(sde.DDIM(), reverse, x, times, WhiteNoise(), Options(None, 0.0, True, None)).states
+    exact = sde.record(sde.trajectory(reverse, x, times, sde.Adams(1))).x
+    torch.testing.assert_close(guesses, exact, rtol=1e-9, atol=1e-9)
+
+
 def test_it_is_shihs_iteration_without_the_split():
     """Two rounds of x_j <- x_0 + sum_{i<j} (phi_i(x_i) - x_i), all states the first at first."""
     model, x, times = setting(sde.VP(), n=3, steps=12)
