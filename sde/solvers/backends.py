@@ -223,7 +223,11 @@ class TorchdiffeqSolver(_BackEnd):
         field = _Logged(self, line, times)
         yield State(float(times[0]), x, 0)
         marks = field.marks.to(x.device, torch.float32 if x.device.type == "mps" else torch.float64)
-        options = {"step_t": marks[-1:], "dtype": marks.dtype} if self.method in ADAPTIVE else {}
+        options: dict[str, Any] = {}
+        if self.method in ADAPTIVE:
+            options = {"step_t": marks[-1:], "dtype": marks.dtype}
+            if torch.is_grad_enabled():  # its own choice would carry a gradient into times, where none is followed
+                options["first_step"] = 0.01 * float(marks[-1])
         try:
             path = odeint(
                 *(field, line.enter(x, times[0]), marks),
