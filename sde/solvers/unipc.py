@@ -38,6 +38,13 @@ def step_weights(
         corrector: Values, that at the step's end among them, that the polynomial which mends it goes through; 0: none.
         lower_order_final: Whether the last steps take fewer: one less in each, one in the last.
         moment: In place of C int (lambda - lambda_i) dkappa for two values, (n,). Default: the integral itself.
+
+    Example:
+        >>> import sde
+        >>> along = Along(sde.EDM(), 1.0, torch.tensor([4.0, 2.0, 1.0], dtype=torch.float64), "x0", "log_snr")
+        >>> step_weights(along, predictor=2, corrector=0, lower_order_final=False)
+        tensor([[ 0.5000,  0.0000],
+                [ 0.7787, -0.2787]], dtype=torch.float64)
     """
     n, width = len(along.c), max(predictor + 1, corrector) if corrector else predictor
     steps, back = torch.arange(n), torch.arange(width)
