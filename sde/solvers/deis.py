@@ -38,7 +38,7 @@ class DEIS(Adams):
         start: "ramp", as in the paper, or "full": see `Adams`.
 
     References:
-        Zhang & Chen (2023), 2204.13902, eq. 14 to 15 and appendix B.
+        Zhang & Chen (2023), 2204.13902.
 
     Example:
         >>> import torch, sde
@@ -82,7 +82,7 @@ class RhoRK(Exponential):
         rule: "heun2", "kutta3" or "rk4", of as many evaluations a step as their order.
 
     References:
-        Zhang & Chen (2023), 2204.13902, section 3 (rho RK); Karras et al. (2022), 2206.00364, algorithm 1.
+        Zhang & Chen (2023), 2204.13902; Karras et al. (2022), 2206.00364, algorithm 1.
 
     Example:
         >>> import torch, sde
@@ -143,7 +143,7 @@ class RhoRK(Exponential):
 
 
 def _sum(y: Tensor, weights: Sequence[float], values: Sequence[Tensor], scale: float) -> Tensor:
-    """Y + scale sum_j weights_j values_j."""
+    """y + scale sum_j weights_j values_j."""
     for weight, value in zip(weights, values, strict=True):
         y = torch.add(y, value, alpha=scale * weight) if weight else y
     return y

@@ -44,7 +44,7 @@ class IPNDM(Adams):
             2 to 4, as the module says, and as for any such start.
 
     References:
-        Zhang & Chen (2023), 2204.13902, appendix B.4, after Liu et al. (2022), 2202.09778.
+        Zhang & Chen (2023), 2204.13902, after Liu et al. (2022), 2202.09778.
 
     Example:
         >>> import torch, sde
@@ -88,7 +88,7 @@ class PNDM(IPNDM):
         start: "runge-kutta" for the first k - 1 steps, or "heun" for the first.
 
     References:
-        Liu et al. (2022), 2202.09778, eq. 11 to 13 and algorithm 2.
+        Liu et al. (2022), 2202.09778, eq. 9, 12 and 13, algorithm 2.
 
     Example:
         >>> import torch, sde

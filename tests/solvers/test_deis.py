@@ -23,7 +23,7 @@ def state(model, seed=0):
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 @pytest.mark.parametrize("coordinate", ["t", "ratio"])
 def test_coefficients_are_the_authors(order, coordinate):
-    """C_ij = int 1/2 Psi(u, t_end) G^2 / L prod (u - t_k) / (t_j - t_k) du in t (eq. 15); in rho on x / alpha."""
+    """C_ij = int 1/2 Psi(u, t_end) G^2 / L prod (u - t_k) / (t_j - t_k) du in t; in rho on x / alpha."""
     times = [0.9, 0.7, 0.65, 0.4, 0.3]
     model = sde.ExactScore(MIXTURE, VP)
     *_, c, shift, w = DEIS(order, coordinate).columns(model, 0.0, torch.tensor(times, dtype=torch.float64))

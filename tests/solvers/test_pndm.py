@@ -71,7 +71,7 @@ def test_diffusers_ipndm(network, steps):
 
 
 def test_s_pndm_is_heun_and_two_steps_of_adams_bashforth():
-    """Equations 11 and 12 of the paper, on v = x / alpha and rho, for grids of any kind."""
+    """Written out, on v = x / alpha and rho, for grids of any kind."""
     model, times = sde.ExactScore(mixture(), VP), torch.tensor([0.8, 0.6, 0.5, 0.35], dtype=torch.float64)
     x = sde.ExactScore(mixture(), VP).prior(torch.zeros(5, 2, dtype=torch.float64), torch.Generator().manual_seed(0))
     alpha, sigma = VP.levels(times)

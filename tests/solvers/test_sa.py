@@ -73,7 +73,7 @@ def both(model, solver, eta, tau, steps, given_noise, monkeypatch, event=(3, 2, 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_weights_are_the_papers_integrals(eta):
-    """Equations 14 and 17: (1 + tau^2) sigma_s e^(-tau^2 lambda_s) int e^((1 + tau^2) lambda) L_j dlambda."""
+    """(1 + tau^2) sigma_s e^(-tau^2 lambda_s) int e^((1 + tau^2) lambda) L_j dlambda."""
     times = [0.9, 0.7, 0.65, 0.4, 0.3]
     model = sde.ExactScore(sde.Gaussian([0.3], 0.5), VP)
 

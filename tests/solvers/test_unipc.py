@@ -67,7 +67,7 @@ def test_diffusers_to_sigma_zero_and_without_a_corrector(model):
 
 @pytest.mark.parametrize("predict", ["x0", "eps"])
 def test_varying_coefficients_are_the_authors(predict):
-    """Derivatives h^n E^(n) from differences by the inverse of C, each times its phi function: eq. 9 of the paper."""
+    """Derivatives h^n E^(n) from differences by the inverse of C, each times its phi function."""
     forward, times = sde.VP(), torch.tensor([0.9, 0.75, 0.6, 0.42, 0.3], dtype=torch.float64)
     model = sde.ExactScore(sde.Gaussian([0.3], 0.5), forward)
     *_, w = UniPC(3, "vary", predict, corrector=False, lower_order_final=False).columns(model, 0.0, times)
