@@ -3,6 +3,8 @@
 from sde.solvers import grids
 from sde.solvers.adams import Adams
 from sde.solvers.adaptive import BogackiShampine, DormandPrince
+from sde.solvers.adaptive_sde import AdaptiveHeun
+from sde.solvers.backends import ScipySolver, TorchdiffeqSolver
 from sde.solvers.churn import Churn
 from sde.solvers.corrector import AnnealedLangevin, Langevin, PredictorCorrector
 from sde.solvers.defaults import default_solver, default_times
@@ -15,6 +17,7 @@ from sde.solvers.matrix import GDDIM, MatrixAdams
 from sde.solvers.onestep import DDIM, RK4, Ancestral, Euler, EulerMaruyama, Heun, ReverseDiffusion
 from sde.solvers.parallel import Picard
 from sde.solvers.pndm import IPNDM, PNDM
+from sde.solvers.restart import Interval, Restart
 from sde.solvers.reverse import ReverseSDE
 from sde.solvers.sa import SASolver
 from sde.solvers.sampling import sample
@@ -26,8 +29,9 @@ from sde.solvers.unipc import UniPC
 __all__ = [
     "Solver", "SelfPaced", "ReverseSDE", "trajectory", "integrate", "record", "sample", "State", "Trajectory",
     "grids", "fitted_times", "default_solver", "default_times",
-    "Adams", "Ancestral", "AnnealedLangevin", "BogackiShampine", "Churn", "DDIM", "DEIS", "DPMSolver", "DPMSolverPP",
-    "DormandPrince", "Euler", "EulerMaruyama", "GDDIM", "Heun", "IPNDM", "Langevin", "MatrixAdams", "Milstein", "PNDM",
-    "Picard", "PredictorCorrector", "RK4", "ReverseDiffusion", "RhoRK", "SASolver", "SEEDS", "SRA1", "SRA3", "UniPC",
+    "Adams", "AdaptiveHeun", "Ancestral", "AnnealedLangevin", "BogackiShampine", "Churn", "DDIM", "DEIS", "DPMSolver",
+    "DPMSolverPP", "DormandPrince", "Euler", "EulerMaruyama", "GDDIM", "Heun", "IPNDM", "Interval", "Langevin",
+    "MatrixAdams", "Milstein", "PNDM", "Picard", "PredictorCorrector", "RK4", "Restart", "ReverseDiffusion", "RhoRK",
+    "SASolver", "SEEDS", "SRA1", "SRA3", "ScipySolver", "TorchdiffeqSolver", "UniPC",
     "log_prob", "divergence",
 ]  # fmt: skip

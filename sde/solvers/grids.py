@@ -108,32 +108,48 @@ def log_snr(sde: ForwardSDE, steps: int) -> Tensor:
 
 
 def data_scaled(
-    sde: ForwardSDE, steps: int, scale: float = 1.0, centre: float | None = None, width: float | None = None
+    sde: ForwardSDE,
+    steps: int,
+    scale: float = 1.0,
+    centre: float | None = None,
+    widths: tuple[float, float] | None = None,
 ) -> Tensor:
-    """Equal steps in asinh(log(ratio / c) / w), c = centre × the data's scale: dense where noise and data are alike.
+    """Equal steps in w asinh(L / w), L = log(ratio / (centre × scale)): dense where noise and data are alike.
 
-    Trajectories bend where the noise is as large as the data, and, the more steps there are, the more of the error
-    comes from the data's finer structure, at lower noise and over a wider range. The defaults follow the number n of
-    steps:
-
-        n < 14:   centre .8,  width .7
-        n >= 14:  centre .6 (20 / n)^.4,  width .85 (n / 20)^.2
+    That is where trajectories bend. The width w may differ above and below: little happens at high noise, while finer
+    structure of the data is decided at lower noise. Large widths approach uniform log SNR.
 
     Args:
         sde: Forward SDE; a matrix SDE gets the uniform grid.
         steps: Number of steps.
         scale: Standard deviation of the data.
-        centre: Where the grid is densest, in units of scale.
-        width: How wide that region is, in log ratio; large values approach uniform log SNR.
+        centre: Where the grid is densest, in units of scale. Default: 1, and .8 for fewer than 8 steps.
+        widths: w above and below the centre, in log ratio. Default: (.5, 1.5), and (.7, 1) for fewer than 8 steps.
+
+    Raises:
+        ValueError: If a number is not positive.
 
     Example:
         >>> import sde
-        >>> sde.grids.data_scaled(sde.EDM(), 2).round(decimals=3)
-        tensor([8.0000e+01, 7.3800e-01, 2.0000e-03], dtype=torch.float64)
+        >>> sde.grids.data_scaled(sde.EDM(), 10)[3:7].round(decimals=3)
+        tensor([1.0470, 0.6550, 0.3940, 0.2170], dtype=torch.float64)
     """
-    few = steps < 14
-    c = scale * (centre if centre is not None else 0.8 if few else 0.6 * (20 / steps) ** 0.4)
-    w = width if width is not None else 0.7 if few else 0.85 * (steps / 20) ** 0.2
-    return by_ratio(
-        sde, steps, lambda r: torch.asinh(torch.log(r / c) / w), lambda u: c * torch.exp(w * torch.sinh(u))
-    )
+    few = _checked(steps) < 8
+    centre = centre if centre is not None else 0.8 if few else 1.0
+    above, below = widths or ((0.7, 1.0) if few else (0.5, 1.5))
+    if not min(scale, centre, above, below) > 0:
+        raise ValueError(
+            f"scale, centre and widths must be positive, got scale={scale}, centre={centre}, widths={(above, below)}"
+        )
+    c = centre * scale
+
+    def forth(r: Tensor) -> Tensor:
+        log = torch.log(r / c)
+        w = below + (above - below) * (log > 0)
+        return w * torch.asinh(log / w)
+
+    def back(u: Tensor) -> Tensor:
+        w = below + (above - below) * (u > 0)
+        return c * torch.exp(w * torch.sinh(u / w))
+
+    return by_ratio(sde, steps, forth, back)

@@ -89,7 +89,7 @@ def times_up(model: Model, steps: int = STEPS) -> Tensor:
     """
     if not isinstance(model.sde, ScalarSDE):
         return grids.quadratic(model.sde, steps).flip(0)
-    return grids.data_scaled(model.sde, steps, model.data_scale(), width=2.0).flip(0)
+    return grids.data_scaled(model.sde, steps, model.data_scale(), 0.6, (2.0, 2.0)).flip(0)
 
 
 def _checked(model: Model, times: Tensor | Sequence[float]) -> Tensor:

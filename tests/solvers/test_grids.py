@@ -59,11 +59,12 @@ def test_schedules_share_the_noise_levels_of_a_grid():
 def test_data_scaled_is_even_in_its_own_variable_and_scales_with_the_data():
     edm = sde.EDM()
     times = grids.data_scaled(edm, 30, scale=2.0)
-    steps = torch.asinh(torch.log(times / 1.2) / 0.7).diff()
+    log = torch.log(times / 2.0)  # centre 1, widths .5 above and 1.5 below it
+    steps = torch.where(log > 0, 0.5 * torch.asinh(log / 0.5), 1.5 * torch.asinh(log / 1.5)).diff()
     torch.testing.assert_close(steps, steps[:1].expand(30), rtol=1e-6, atol=0)
     small = grids.data_scaled(sde.EDM(0.0002, 8.0), 30, scale=0.2)
     torch.testing.assert_close(10 * small, times, rtol=1e-6, atol=0)
-    nearest = (times.log() - math.log(1.2)).abs().argmin()
+    nearest = (times.log() - math.log(2.0)).abs().argmin()
     assert times.log().diff().abs().argmin() in (nearest - 1, nearest)
 
 
@@ -77,3 +78,14 @@ def test_the_first_step_from_an_infinite_ratio_shrinks_with_the_others():
 def test_numbers_of_steps_that_are_none_are_refused(name, steps):
     with pytest.raises(ValueError, match=r"steps must be a whole number of at least 1, got .*: pass steps=32, say"):
         NAMED[name](sde.VP(), steps)
+
+
+def test_centre_and_widths_may_be_chosen():
+    times = grids.data_scaled(sde.EDM(), 12, 2.0, centre=0.6, widths=(0.7, 0.7))
+    steps = torch.asinh(torch.log(times / 1.2) / 0.7).diff()
+    torch.testing.assert_close(steps, steps[:1].expand(12), rtol=1e-6, atol=0)
+    few, named = grids.data_scaled(sde.EDM(), 7), grids.data_scaled(sde.EDM(), 7, 1.0, 0.8, (0.7, 1.0))
+    torch.testing.assert_close(few, named, rtol=0, atol=0)
+    for wrong in ({"scale": 0.0}, {"centre": -1.0}, {"widths": (0.5, 0.0)}):
+        with pytest.raises(ValueError, match="scale, centre and widths must be positive, got scale="):
+            grids.data_scaled(sde.EDM(), 8, **wrong)
