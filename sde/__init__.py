@@ -61,6 +61,7 @@ from sde.solvers import (
     SEEDS,
     SRA1,
     SRA3,
+    SSCS,
     Adams,
     AdaptiveHeun,
     Ancestral,
@@ -119,7 +120,7 @@ __all__ = [
     "Adams", "AdaptiveHeun", "Ancestral", "AnnealedLangevin", "BogackiShampine", "Churn", "DDIM", "DEIS", "DPMSolver",
     "DPMSolverPP", "DormandPrince", "Euler", "EulerMaruyama", "GDDIM", "Heun", "IPNDM", "Interval", "Langevin",
     "MatrixAdams", "Milstein", "PNDM", "Picard", "PredictorCorrector", "RK4", "Restart", "ReverseDiffusion", "RhoRK",
-    "SASolver", "SEEDS", "SRA1", "SRA3", "ScipySolver", "TorchdiffeqSolver", "UniPC",
+    "SASolver", "SEEDS", "SRA1", "SRA3", "SSCS", "ScipySolver", "TorchdiffeqSolver", "UniPC",
     "log_prob",
     # training
     "fit", "fit_steps", "History", "save", "load",

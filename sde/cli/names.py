@@ -52,6 +52,7 @@ SOLVERS: Table = {
     "SASolver": sde.SASolver,
     "SRA1": sde.SRA1,
     "SRA3": sde.SRA3,
+    "SSCS": sde.SSCS,
     "Milstein": sde.Milstein,
     "Churn": sde.Churn,
     "GDDIM": sde.GDDIM,

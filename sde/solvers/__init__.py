@@ -23,6 +23,7 @@ from sde.solvers.sa import SASolver
 from sde.solvers.sampling import sample
 from sde.solvers.seeds import SEEDS
 from sde.solvers.solver import SelfPaced, Solver, State
+from sde.solvers.splitting import SSCS
 from sde.solvers.stochastic import SRA1, SRA3, Milstein
 from sde.solvers.unipc import UniPC
 
@@ -32,6 +33,6 @@ __all__ = [
     "Adams", "AdaptiveHeun", "Ancestral", "AnnealedLangevin", "BogackiShampine", "Churn", "DDIM", "DEIS", "DPMSolver",
     "DPMSolverPP", "DormandPrince", "Euler", "EulerMaruyama", "GDDIM", "Heun", "IPNDM", "Interval", "Langevin",
     "MatrixAdams", "Milstein", "PNDM", "Picard", "PredictorCorrector", "RK4", "Restart", "ReverseDiffusion", "RhoRK",
-    "SASolver", "SEEDS", "SRA1", "SRA3", "ScipySolver", "TorchdiffeqSolver", "UniPC",
+    "SASolver", "SEEDS", "SRA1", "SRA3", "SSCS", "ScipySolver", "TorchdiffeqSolver", "UniPC",
     "log_prob", "divergence",
 ]  # fmt: skip

@@ -244,4 +244,5 @@ def test_sample_takes_it_by_default_where_it_can():
     scalar, matrix = (sde.ExactScore(RING, forward) for forward in (sde.VP(), sde.CLD()))
     assert isinstance(default_solver(scalar), sde.Adams)
     assert isinstance(default_solver(scalar, eta=1.0), sde.Heun)
-    assert isinstance(default_solver(matrix), sde.Heun)
+    assert isinstance(default_solver(matrix), sde.MatrixAdams)
+    assert isinstance(default_solver(matrix, eta=1.0), sde.Heun)
