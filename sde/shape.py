@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sde import fused
+
 Coefficient = float | Tensor
 """A number, or a tensor that already broadcasts against the state."""
 
@@ -116,7 +118,24 @@ def lincomb(a: Coefficient, u: Tensor, b: Coefficient, w: Tensor) -> Tensor:
         return scaled(b, w)
     if b == 0.0:
         return scaled(a, u)
-    return torch.add(scaled(a, u), w, alpha=b)
+    return total((a, u), (b, w)) if fused.on else torch.add(scaled(a, u), w, alpha=b)
+
+
+def total(*terms: tuple[float, Tensor]) -> Tensor:
+    """Sum of numbers times tensors: a kernel for each term, or one for all in a run that is recorded.
+
+    Example:
+        >>> total((1.0, torch.ones(2)), (2.0, torch.ones(2)), (3.0, torch.ones(2)))
+        tensor([6., 6.])
+    """
+    if fused.on and (found := fused.combination([(c, x) for c, x in terms if c])) is not None:
+        return found
+    (c, x), *rest = terms
+    y = scaled(c, x)
+    for c, x in rest:
+        if c:
+            y = torch.add(y, x, alpha=c)
+    return y
 
 
 def sum_event(x: Tensor) -> Tensor:

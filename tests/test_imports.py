@@ -1,6 +1,6 @@
 """The rooms of the package import each other in one direction only, and `import sde` is quick.
 
-    shape, random, nodes < forward < score < solvers < inverse, metrics < checks < cli
+    fused < shape, random, nodes < forward < score < solvers < inverse, metrics < checks < cli
                            forward < score < train              (train never imports solvers)
 
 Nets, data and plot are leaves: of the other rooms they import only the first three. Nothing imports cli.
@@ -19,11 +19,12 @@ import pytest
 
 SDE = Path(__file__).resolve().parent.parent / "sde"
 
-BASE = {"shape", "random", "nodes"}
+BASE = {"fused", "shape", "random", "nodes"}
 MODELS = BASE | {"forward", "score"}
 LEAVES = {"nets", "data"}
 MAY_IMPORT = {
-    "shape": set(),
+    "fused": set(),
+    "shape": {"fused"},
     "random": {"shape"},
     "nodes": {"shape"},
     "nets": BASE,

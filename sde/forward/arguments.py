@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from torch import Tensor
+
 
 def positive(**values: float) -> None:
     """Raise ValueError unless every value is positive and finite."""
@@ -23,3 +25,11 @@ def levels(sigma_min: float, sigma_max: float) -> None:
     positive(sigma_min=sigma_min, sigma_max=sigma_max)
     if not sigma_min < sigma_max:
         raise ValueError(f"sigma_min must be below sigma_max, got {sigma_min} and {sigma_max}: exchange them")
+
+
+def shaped(eps: Tensor, state: Tensor) -> None:
+    """Raise ValueError unless noise is shaped as a state."""
+    if eps.shape != state.shape:
+        raise ValueError(
+            f"eps has shape {tuple(eps.shape)}, the state of x0 {tuple(state.shape)}: pass randn_like(sde.state(x0))"
+        )

@@ -22,6 +22,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from sde.forward.arguments import shaped
 from sde.forward.point import Point
 from sde.random import Generator, randn_like
 from sde.shape import Coefficient, as_time, sum_event
@@ -171,6 +172,16 @@ class ForwardSDE(SDE):
     def log_residual(self, x: Tensor, t: float | Tensor) -> Coefficient:
         """Log p(x | y) of the state beyond its statistic y, which does not depend on the data: (B,)."""
 
+    def mixed(self, x0: Tensor, t: float | Tensor, eps: Tensor) -> Tensor:
+        """A x0 + L eps.
+
+        Raises:
+            ValueError: If eps is not shaped as the state.
+        """
+        mean = self.mean(x0, t)
+        shaped(eps, mean)
+        return mean + self.color(eps, t)
+
     def state(self, x0: Tensor) -> Tensor:
         """Zeros in the shape of the state of x0."""
         return torch.zeros_like(x0)
@@ -191,12 +202,7 @@ class ForwardSDE(SDE):
         Raises:
             ValueError: If eps is not shaped as the state.
         """
-        mean = self.mean(x0, t)
-        if eps.shape != mean.shape:
-            raise ValueError(
-                f"eps has shape {tuple(eps.shape)}, the state of x0 {tuple(mean.shape)}: pass randn_like(sde.state(x0))"
-            )
-        return Point(self, mean + self.color(eps, t), t, x0, eps)
+        return Point(self, self.mixed(x0, t, eps), t, x0, eps)
 
     def perturb(self, x0: Tensor, t: float | Tensor, generator: Generator = None) -> Point:
         r"""Draw of x_t given x0, with its endpoints.
@@ -221,8 +227,9 @@ class ForwardSDE(SDE):
         self, x0_like: Tensor, mean: float | Tensor = 0.0, scale: float = 1.0, generator: Generator = None
     ) -> Tensor:
         """Draw from N(A mean, scale^2 A A' + L L') at t_max: the marginal of data of that mean and scale."""
-        x0 = mean + scale * randn_like(x0_like, generator)
-        return self.perturb(x0, self.t_max, generator).x
+        z = randn_like(x0_like, generator)
+        x0 = torch.add(mean, z, alpha=scale) if isinstance(mean, Tensor) else mean + scale * z
+        return self.mixed(x0, self.t_max, randn_like(self.state(x0), generator))
 
     def prior_log_prob(self, x: Tensor, mean: float | Tensor = 0.0, scale: float = 1.0) -> Tensor:
         """Log-density of `prior` at x: (B,)."""

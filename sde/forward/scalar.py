@@ -22,10 +22,11 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from sde.forward.arguments import shaped
 from sde.forward.base import ForwardSDE
 from sde.forward.point import Point
 from sde.nodes import Node, tabulated
-from sde.shape import Coefficient, as_time, expand, plus, scaled
+from sde.shape import Coefficient, as_time, expand, lincomb, plus, scaled
 
 Rates = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -154,6 +155,13 @@ class ScalarSDE(ForwardSDE):
         return f, 2 * sigma * (dsigma - f * sigma)
 
     # The actions.
+
+    def mixed(self, x0: Tensor, t: float | Tensor, eps: Tensor) -> Tensor:  # noqa: D102
+        shaped(eps, x0)
+        alpha, sigma = self.levels_on(x0, t)
+        if not isinstance(t, Tensor):
+            alpha, sigma = float(alpha), float(sigma)
+        return lincomb(alpha, x0, sigma, eps)
 
     def mean(self, x0: Tensor, t: float | Tensor) -> Tensor:  # noqa: D102
         return scaled(self.levels_on(x0, t)[0], x0)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -77,7 +78,7 @@ class Model(nn.Module):
 
     def placement(self) -> tuple[torch.device, torch.dtype]:
         """Device and floating dtype of the model's first tensor."""
-        for tensor in [*self.parameters(), *self.buffers()]:
+        for tensor in chain(self.parameters(), self.buffers()):
             if tensor.is_floating_point():
                 return tensor.device, tensor.dtype
         return torch.device("cpu"), torch.get_default_dtype()

@@ -22,6 +22,7 @@ from sde.forward import SDE, ScalarSDE
 from sde.nodes import Node
 from sde.random import Noise
 from sde.score import Model
+from sde.shape import total
 from sde.solvers.exponential import Along, Exponential
 from sde.solvers.solver import Solver, needs_model
 
@@ -136,17 +137,14 @@ class Adams(Exponential):
     def _value(self, model: Model, x: Tensor, t: float | Tensor, row: Any) -> Tensor:
         """E at x: p z + q eps."""
         p, q, *_ = row
-        value, mean = model(x, t).combine(p, q), model.data_mean()
-        return value if mean is None or not p else value - p * mean.to(value)
+        value, mean = model.move(x, t, 0.0, p, q), model.data_mean()
+        return value if mean is None or not p else torch.sub(value, mean.to(value), alpha=p)
 
     def _advance(self, model: Model, x: Tensor, row: Any, values: Sequence[Tensor]) -> Tensor:
         """x_s = c x + shift m + sum_j w_j E_j."""
         _, _, c, shift, w = row
-        mean = model.data_mean()
-        y = x * c if mean is None else x * c + shift * mean.to(x)
-        for weight, value in zip(w, values, strict=False):
-            y = torch.add(y, value, alpha=weight)
-        return y
+        y, mean = total((c, x), *zip(w, values, strict=False)), model.data_mean()
+        return y if mean is None else torch.add(y, mean.to(y), alpha=shift)
 
     def _sweep(self, model: Model, x: Tensor, t: float) -> None:
         """States at the first nodes to the order of the rule, by Picard iteration: a sweep raises it by one."""

@@ -1,9 +1,10 @@
-r"""A whole run as one CUDA graph: what `sample(..., compile=True)` does.
+r"""A whole run as CUDA graphs: what `sample(..., compile=True)` does.
 
 A kernel costs the CPU some microseconds to launch, and a step is many kernels; with a small network a GPU waits for
-Python most of the time. A CUDA graph records the kernels of a run once, coefficients included, and launches all of them
-at once, into the same memory each time. So a run is recorded on its first call (three runs' time) and repeated on later
-ones: the state goes in by a copy, noise and conditions too, and the samples are those of the plain loop.
+Python most of the time. A CUDA graph records kernels once, coefficients included, and launches all of them at once,
+into the same memory each time. So a run is recorded on its first call (three runs' time) and replayed on later ones:
+the state goes in by a copy, noise and conditions too, and the samples are those of the plain loop to rounding, as
+linear combinations are one kernel each (`sde.fused`).
 
 A graph knows nothing of Python. It reads the weights where they lie, so that training in place shows, and it is
 recorded anew where another run is asked for: other shapes, times, solvers or models, weights that lie elsewhere,
@@ -13,26 +14,38 @@ call: see `forget`. Graphs go with their model, and a model keeps the last `KEPT
 
 from __future__ import annotations
 
+import gc
 import math
+import warnings
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator as Running
+from contextlib import closing, contextmanager
+from itertools import islice
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
 
-from sde.random import Generator, WhiteNoise, randn, randn_like
+from sde.fused import fusing
+from sde.random import Generator, WhiteNoise, randn
 from sde.score import Model
 from sde.score.model import Given, Wrapper
 from sde.solvers.solver import Solver
 
-Work = Callable[[Tensor, WhiteNoise], Tensor]
-"""From a start and its noise to the end of a run."""
+States = Running[Tensor, None, None]
+Work = Callable[[Tensor, WhiteNoise], States]
+"""From a start and its noise the states after each step of a run."""
+
+Piece = tuple[Callable[[], None], int]
+"""A part of a run, and how many draws of noise it and those before it take."""
 
 KEPT = 4
-"""Graphs that a model keeps: each holds the memory of one run."""
+"""Runs that a model keeps recorded: each holds the memory of one."""
+
+LENGTH = 16
+"""Steps of a graph."""
 
 DEVICES = ("cuda",)
 
@@ -75,10 +88,18 @@ class Tape(WhiteNoise):
         """Begin a run."""
         self.drawn = 0
 
-    def refill(self, generator: Generator) -> None:
-        """Draw anew, in the order in which a run asks."""
-        for buffer in self.buffers:
-            buffer.copy_(randn_like(buffer, generator))
+    def refill(self, generator: Generator, start: int = 0, end: int | None = None) -> None:
+        """Draw anew, in the order in which a run asks, its draws from one number to another."""
+        for buffer in self.buffers[start:end]:
+            device = None if generator is None else getattr(generator, "device", None)
+            if (
+                buffer.dtype == torch.float32
+                and device in (None, buffer.device)
+                and not isinstance(generator, Sequence)
+            ):
+                buffer.normal_(generator=generator)  # randn's numbers, in place
+            else:
+                buffer.copy_(randn(buffer.shape, generator, dtype=torch.float32, device=buffer.device))
 
 
 class Recorded:
@@ -91,45 +112,75 @@ class Recorded:
         name: Of the run, for errors.
     """
 
-    def __init__(self, work: Work, x: Tensor, conditions: Sequence[Tensor], name: str) -> None:
+    def __init__(
+        self, work: Callable[[Tensor, WhiteNoise], States], x: Tensor, conditions: Sequence[Tensor], name: str
+    ) -> None:
         self.x, self.conditions, self.tape = x.clone(), list(conditions), Tape()
         self.leaves: list[ref[nn.Module]] = []
         self.kept: object = None
 
-        def again() -> Tensor:
+        def again() -> States:
             self.tape.rewind()
             return work(self.x, self.tape)
 
-        self.replay, self.out = _record(again, x.device, name)
+        self.pieces, self.out = _record(again, self.tape, x.device, name)
 
     def __call__(self, x: Tensor, conditions: Sequence[Tensor], generator: Generator) -> Tensor:
         """The end of the run."""
         self.x.copy_(x)
         for mine, given in zip(self.conditions, conditions, strict=True):
             mine.copy_(given)
-        self.tape.refill(generator)
-        self.replay()
+        before = 0
+        for replay, drawn in self.pieces:  # a piece's noise is drawn while the piece before runs
+            self.tape.refill(generator, before, drawn)
+            replay()
+            before = drawn
         return self.out.clone()
 
 
-def _record(work: Callable[[], Tensor], device: torch.device, name: str) -> tuple[Callable[[], None], Tensor]:
-    """A call that does the work again, and where its result lies."""
-    graph, side, outer = torch.cuda.CUDAGraph(), torch.cuda.Stream(device), torch.cuda.current_stream(device)
+def _record(work: Callable[[], States], tape: Tape, device: torch.device, name: str) -> tuple[list[Piece], Tensor]:
+    """Pieces that do the work again, one after the other, and where its result lies."""
+    side, outer = torch.cuda.Stream(device), torch.cuda.current_stream(device)
     side.wait_stream(outer)
     try:
-        with torch.cuda.device(device), torch.cuda.stream(side):
-            work()  # what is made once is made here: handles of libraries, tables of coefficients
+        with torch.cuda.device(device), torch.cuda.stream(side), fusing():
+            steps = sum(1 for _ in work())  # makes what is made once: handles of libraries, tables of coefficients
             with _no_waiting():  # a recording that fails leaves the device in disorder: find it out before
-                work()
-            with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
-                out = work()
+                deque(work(), 1)
+            torch.cuda.synchronize()
+            gc.collect()
+            torch.cuda.empty_cache()
+            with closing(work()) as states:
+                pieces, out = _graphs(states, steps, tape)
     except RuntimeError as error:
         raise ValueError(
             f"compile=True cannot record {name}: while it runs, a value on the GPU is looked at or one is copied there "
             f"(.item(), a tensor on the CPU); use compile=False. {error}"
         ) from error
     outer.wait_stream(side)
-    return graph.replay, out
+    return pieces, out
+
+
+def _graphs(states: States, steps: int, tape: Tape) -> tuple[list[Piece], Tensor]:
+    """Graphs that make the states, and the last state.
+
+    To launch a graph takes a time that grows with it. So the first holds one step and each other `LENGTH`, and is
+    launched while the one before runs.
+    """
+    pieces, out, length, pool = [], None, 1, torch.cuda.graph_pool_handle()
+    while steps > 0:
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin(pool, capture_error_mode="thread_local")
+        try:
+            (out,) = deque(islice(states, length), 1)
+        finally:
+            with warnings.catch_warnings():  # steps may have been made at once by the first
+                warnings.filterwarnings("ignore", "The CUDA Graph is empty")
+                graph.capture_end()
+        pieces.append((graph.replay, tape.drawn))
+        steps, length = steps - length, LENGTH
+    assert out is not None
+    return pieces, out
 
 
 @contextmanager
@@ -171,9 +222,9 @@ def captured(
         work, kept = make()
         mine = [c.clone() for c in conditions]
 
-        def conditioned(x: Tensor, noise: WhiteNoise) -> Tensor:
+        def conditioned(x: Tensor, noise: WhiteNoise) -> States:
             with _instead(given, mine):
-                return work(x, noise)
+                yield from work(x, noise)
 
         found = Recorded(conditioned, x, mine, f"{type(run[0]).__name__} on {type(model).__name__}")
         found.leaves, found.kept = [ref(leaf) for leaf in leaves], kept
@@ -224,8 +275,21 @@ def _of_part(part: nn.Module) -> tuple:
         attributes["cond"] = {
             name: (c.shape, c.dtype, c.device) if isinstance(c, Tensor) else c for name, c in part.cond.items()
         }
-    tensors = [*part.parameters(recurse=not wrapper), *part.buffers(recurse=not wrapper)]
-    return type(part), None if wrapper else id(part), _signature(attributes), tuple(t.data_ptr() for t in tensors)
+    where = tuple(t.data_ptr() for t in (_own(part) if wrapper else _tensors(part)))
+    return type(part), None if wrapper else id(part), _signature(attributes), where
+
+
+def _own(module: nn.Module) -> Iterator[Tensor]:
+    for held in (module._parameters, module._buffers):
+        yield from (t for t in held.values() if t is not None)
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    """Parameters and buffers, as module.parameters() gives them in four times the time."""
+    yield from _own(module)
+    for child in module._modules.values():
+        if child is not None:
+            yield from _tensors(child)
 
 
 def _signature(value: Any) -> Any:

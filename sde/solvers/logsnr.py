@@ -32,6 +32,7 @@ from torch import Tensor
 from sde.forward import SDE, ScalarSDE
 from sde.random import Noise
 from sde.score import Model
+from sde.shape import total
 from sde.solvers.exponential import Exponential
 from sde.solvers.solver import needs_model
 
@@ -279,11 +280,7 @@ class LogSNRRule(Exponential):
 
 
 def _combined(x: Tensor, c: float, weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
-    y = x * c
-    for weight, value in zip(weights, values, strict=False):
-        if weight:
-            y = torch.add(y, value, alpha=weight)
-    return y
+    return total((c, x), *zip(weights, values, strict=False))
 
 
 def _added(y: Tensor, carry: float, kick: Tensor | None) -> Tensor:

