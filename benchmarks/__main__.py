@@ -9,7 +9,17 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import accuracy, accuracy_report, overhead, overhead_report, pictures, training, training_report
+from benchmarks import (
+    accuracy,
+    accuracy_report,
+    overhead,
+    overhead_report,
+    pictures,
+    stochastic,
+    stochastic_report,
+    training,
+    training_report,
+)
 from benchmarks.peers import quiet
 
 
@@ -33,15 +43,24 @@ def errors(out: Path, given: argparse.Namespace) -> str:
         few = {"targets": ("ring", "broad"), "unseen": unseen[:1], "budgets": (5, 10), "batch": 40}
         result = accuracy.measure(**few, cache=None)
     else:
-        result = accuracy.measure(unseen=unseen, fresh=given.peers == "fresh")
+        result = accuracy.measure(unseen=unseen, fresh=given.peers == "fresh", jobs=given.jobs)
     pictures.accuracies(result, out / "accuracy.png")
     return accuracy_report.report(result)
+
+
+def noises(out: Path, given: argparse.Namespace) -> str:
+    small: dict = {"targets": ("ring",), "budgets": (10,), "samples": 500, "final_samples": 2000, "wrong_samples": 500}
+    small["wrong_options"] = {"targets": ("ring",), "budgets": (20,), "training": (20,)}
+    result = stochastic.measure(**small) if given.quick else stochastic.measure()
+    pictures.distances(result, out / "stochastic.png")
+    return stochastic_report.report(result)
 
 
 BENCHMARKS: dict[str, Callable[[Path, argparse.Namespace], str]] = {
     "overhead": loops,
     "training": fits,
     "accuracy": errors,
+    "stochastic": noises,
 }
 
 
@@ -58,6 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
         default="fresh",
         help="accuracy: measure the peers anew, which takes an hour and more, or take what the last run kept in out/",
     )
+    parser.add_argument("--jobs", type=int, default=1, help="accuracy: problems measured at once (default 1)")
     parser.add_argument("--unseen", type=int, nargs="*", metavar="SEED", help="accuracy: other unseen targets")
     given = parser.parse_args(arguments)
     unknown = sorted(set(given.which) - set(BENCHMARKS))

@@ -18,7 +18,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import multiprocessing
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,7 @@ class Measured:
     truth: Tensor
     runs: Runs
     skipped: list[str] = field(default_factory=list)
+    truth_error: float = math.nan
 
     def best(self, budget: int, which: int = 1, library: str = "", offered: bool = False) -> tuple[float, str]:
         """The least error within a budget, and whose.
@@ -158,10 +161,10 @@ def near(runs: Runs, names: Iterable[str], budget: int) -> list[str]:
 
 
 def fingerprint(problem: Problem) -> str:
-    """Of the target and the starts."""
+    """Of the target and the starts, but for the last digits, in which processors differ."""
     told = hashlib.sha256()
     for part in (problem.truth.weights, problem.truth.means, problem.truth.covs, problem.x):
-        told.update(part.numpy().round(12).tobytes())
+        told.update((part.numpy().round(6) + 0.0).tobytes())
     return told.hexdigest()[:16]
 
 
@@ -182,13 +185,17 @@ def measured(
         data = json.loads(kept.read_text(encoding="utf-8"))
         if data["mark"] == mark:
             runs = {name: [tuple(run) for run in runs] for name, runs in data["runs"].items()}
-            return Measured(given, torch.tensor(data["truth"], dtype=torch.float64), runs, data["skipped"])
+            true = torch.tensor(data["truth"], dtype=torch.float64)
+            return Measured(given, true, runs, data["skipped"], data.get("truth_error", math.nan))
     true, skipped = truth(given), []
-    runs, failed = compete(given, true, rivals(skipped) if rules is None else rules, budgets)
-    found = Measured(given, true, runs, skipped + failed)
-    if kept:
+    rules = rivals(skipped) if rules is None else rules
+    runs, failed = compete(given, true, rules, budgets)
+    off = distances(true, truth(given, 1e-13))[0]
+    found = Measured(given, true, runs, skipped + failed, off)
+    if kept and {rule.library for rule in rules} >= set(OFFERED):  # what is measured without a peer is not kept
         rounded = {name: [(n, float(f"{a:.4g}"), float(f"{b:.4g}")) for n, a, b in each] for name, each in runs.items()}
-        data: dict[str, Any] = {"mark": mark, "runs": rounded, "skipped": found.skipped, "truth": true.tolist()}
+        data: dict[str, Any] = {"mark": mark, "runs": rounded, "skipped": found.skipped, "truth_error": off}
+        data["truth"] = true.tolist()
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(json.dumps(data), encoding="utf-8")
     return found
@@ -308,6 +315,7 @@ def cells(given: Measured, sampler: Sampler, budgets: Sequence[int], raw: bool =
             beside = math.nan
             if raw:
                 other, start = here.raw()
+                other = sde.ExactScore(Quick(here.truth), other.sde)
                 beside = distances(sampler(other, start, budget), here.end(given.truth))[0] / here.truth.scale
         peer, name = given.best(budget)
         known = {"peer": peer, "best": name, "peer_median": given.best(budget, 2)[0], "raw": beside}
@@ -357,21 +365,20 @@ def measure(
     fresh: bool = True,
     cache: Path | None = CACHE,
     sampler: Sampler = default,
+    jobs: int = 1,
 ) -> Result:
-    """Ours and every peer on every problem."""
+    """Ours and every peer on every problem, `jobs` problems at once."""
     skipped: list[str] = []
-    rules, tables, kept = rivals(skipped), {}, []
-    for which, names in {"seen": targets, "unseen": unseen}.items():
-        tables[which] = Table([])
-        for target in names:
-            for kind in KINDS:
-                given = measured(target, kind, fresh, budgets, batch, rules, cache)
-                tables[which].cells += cells(given, sampler, budgets, raw=which == "seen")
-                skipped += given.skipped
-                if which == "seen":
-                    kept.append(given)
-                print(f"  {given.problem.name}: {len(given.runs)} configurations of peers", flush=True)
-    names = {rule.library for rule in rules}
+    tables, kept = {"seen": Table([]), "unseen": Table([])}, []
+    names = {rule.library for rule in rivals(skipped)}
+    asked = [(target, kind, fresh, budgets, batch, None, cache) for target in (*targets, *unseen) for kind in KINDS]
+    for given in _spread(asked, jobs):
+        which = "seen" if given.problem.target in targets else "unseen"
+        tables[which].cells += cells(given, sampler, budgets, raw=which == "seen")
+        skipped += given.skipped
+        if which == "seen":
+            kept.append(given)
+        print(f"  {given.problem.name}: {len(given.runs)} configurations of peers", flush=True)
     libraries = {
         (library, kind, budget): geometric(g.best(budget, 1, library)[0] for g in kept if g.problem.kind == kind)
         for library in sorted(names)
@@ -383,6 +390,18 @@ def measure(
         tables["unseen"],
         libraries,
         max(len(given.runs) for given in kept),
-        max(distances(given.truth, truth(given.problem, 1e-13))[0] for given in kept),
+        max((given.truth_error for given in kept if math.isfinite(given.truth_error)), default=math.nan),
         list(dict.fromkeys(skipped)),
     )
+
+
+def _spread(asked: list[tuple], jobs: int) -> Iterable[Measured]:
+    """`measured` of each, in order, over so many processes of one thread."""
+    if jobs <= 1:
+        yield from (measured(*each) for each in asked)
+        return
+    fresh = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads
+    with ProcessPoolExecutor(jobs, fresh, torch.set_num_threads, (1,)) as pool:
+        size = {each: problem(*each[:2], 1).truth.means.numel() for each in asked}
+        begun = {each: pool.submit(measured, *each) for each in sorted(asked, key=lambda each: -size[each])}
+        yield from (begun[each].result() for each in asked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from benchmarks import harness
@@ -17,6 +18,8 @@ REASONS: dict[str, str] = {}
 
 def error(value: float) -> str:
     """An error in two digits, with an exponent where it is small."""
+    if not math.isfinite(value):
+        return "–"
     return f"{value:.2g}" if value >= 1e-2 else f"{value:.1e}".replace("e-0", "e-")
 
 

@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accuracy, overhead, training
+from benchmarks import accuracy, overhead, stochastic, training
 from benchmarks.training_report import is_ours, is_peer
 
 # Okabe and Ito (2008).
@@ -151,6 +151,57 @@ def _dots(ax: Any, result: accuracy.Result, kind: str, budgets: list[int]) -> No
     ax.set_yticks(ticks, [f"{t:g}" for t in ticks])
     ax.set_yticks([], minor=True)
     ax.set_xlabel("network evaluations")
+
+
+def distances(result: stochastic.Result, path: Path) -> None:
+    """Above: sliced W2 on the exact score, the best of ours, of the peers, the flow. Below: on a wrong one, by kind."""
+    plt = _pyplot()
+    scores = list(dict.fromkeys(s.kind for s in result.wrong))
+    figure, axes = plt.subplots(2, 3, figsize=(11, 6.6), layout="constrained", squeeze=False)
+    for ax, (target, kind) in zip(axes[0], [p for p in result.rulers if p[1] == "VP"], strict=False):
+        budgets = sorted({s.budget for s in result.finals})
+        for ours, colour, label in ((True, ORANGE, "sde, the best with noise"), (False, BLUE, "the best peer")):
+            best = [result.best(target, kind, n, ours).distance for n in budgets]
+            ax.plot(budgets, best, "o-", color=colour, label=label)
+        flow = [result.flow(target, kind, n) for n in budgets]
+        ax.plot(budgets, flow, "s--", color=ORANGE, label="sde, the flow by default", markersize=4)
+        ax.axhspan(0, result.rulers[target, kind][1], color=GREY, alpha=0.25, label="cannot be told from exact draws")
+        _distance_axes(ax, budgets, f"exact score: {target}, {kind}")
+    for ax, score in zip(axes[1], [s for s in scores if s != "exact"][1:4], strict=False):
+        here = [s for s in result.wrong if s.kind == score]
+        budgets = sorted({s.budget for s in here})
+        kinds = {
+            "the flow": lambda s: s.name == stochastic.FLOW,
+            "noise": lambda s: " + " not in s.name and s.name not in (stochastic.FLOW, "DDIM"),
+            "a corrector": lambda s: " + " in s.name,
+        }
+        for (label, belongs), colour in zip(kinds.items(), (ORANGE, "#009E73", "#CC79A7"), strict=True):
+            best = [_least(s for s in here if s.budget == n and belongs(s)) for n in budgets]
+            ax.plot(budgets, best, "o-", color=colour, label=f"the best with {label}")
+        _distance_axes(ax, budgets, f"wrong score: {score}")
+    axes[0, 0].legend(fontsize=7, frameon=False)
+    axes[1, 0].legend(fontsize=7, frameon=False)
+    figure.suptitle("Distance of samples from the data's law, by solver", fontsize=11)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _least(scores: Any) -> float:
+    """Geometric mean over the targets, of the solver for which it is least."""
+    by_name: dict[str, list[float]] = {}
+    for s in scores:
+        by_name.setdefault(s.name, []).append(s.distance)
+    return min(accuracy.geometric(found) for found in by_name.values())
+
+
+def _distance_axes(ax: Any, budgets: list[int], title: str) -> None:
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xticks(budgets, list(map(str, budgets)))
+    ax.set_xticks([], minor=True)
+    ax.set_xlabel("network evaluations")
+    ax.set_ylabel("sliced W2, in units of the data's scale", fontsize=8)
+    ax.set_title(title, fontsize=9)
 
 
 def _legend(ax: Any) -> None:

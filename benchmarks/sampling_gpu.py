@@ -237,8 +237,7 @@ def report(result: Result) -> str:
         f"{result.device}; {harness.machine()}. Peers: {harness.versions(PACKAGES) or 'none installed'}.",
         "The network alone: called from Python (forward), as a CUDA graph of one call, as a graph of all calls in a "
         "row. The floor is the quicker of the graphs. `sde.sample` draws its start, runs, and looks whether the end is "
-        "finite; `compile=True` is its second call and later ones. Least of interleaved turns of 50 ms: the first call after "
-        "others is slower.",
+        "finite; `compile=True` is its second call and later ones. Least of interleaved turns of 50 ms.",
         harness.table(header, rows, left=2),
         "## What the loop does on the device",
         "torch's profiler, a network that returns its input, from the second of 20 steps to the last (the first copies "

@@ -215,6 +215,11 @@ class Result:
             key=lambda s: s.distance,
         )
 
+    def flow(self, target: str, kind: str, budget: int) -> float:
+        """The distance of `sample`'s default."""
+        cell = (target, kind, budget, FLOW)
+        return next(s.distance for s in self.finals if (s.target, s.kind, s.budget, s.name) == cell)
+
 
 def race(
     given: Problem, ruler: Ruler, budgets: Sequence[int], rules: list[Rule], skipped: list[str], only: Any = None
@@ -295,6 +300,7 @@ def measure(
     samples: int = 10_000,
     final_samples: int = 200_000,
     wrong_samples: int = 20_000,
+    wrong_options: dict[str, Any] | None = None,
 ) -> Result:
     """The race on exact scores, the finals of its best with more samples, then the wrong scores."""
     from benchmarks.stochastic_peers import PEERS
@@ -313,6 +319,6 @@ def measure(
             rulers[target, kind] = (ruler.floor, ruler.tie)
             finals += race(given, ruler, budgets, rules, skipped, finalists(found))
             print(f"  {given.name}: {len(scores)} runs, floor {ruler.floor:.3g}, tie {ruler.tie:.3g}", flush=True)
-    wrong, wrong_rulers = errors(wrong_samples)
+    wrong, wrong_rulers = errors(wrong_samples, **(wrong_options or {}))
     once = list(dict.fromkeys(skipped))
     return Result(scores, finals, rulers, wrong, wrong_rulers, samples, final_samples, once)

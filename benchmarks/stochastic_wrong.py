@@ -23,7 +23,9 @@ from benchmarks.accuracy_field import Quick
 from benchmarks.accuracy_targets import Problem, problem, standard
 from benchmarks.stochastic import FLOW, Ours, Score, corrected, measured_by, run, solver_class
 
-BUDGETS = (20, 50, 100, 200)
+BUDGETS = (20, 50, 100)
+TRAINING = (2000, 300)
+"""Steps of the networks."""
 TARGETS = ("ring", "spiral")
 SOLVERS = (
     Ours(FLOW, ""),
@@ -86,7 +88,7 @@ def trained(truth: sde.Mixture, forward: sde.ScalarSDE, steps: int) -> sde.Model
     return model
 
 
-def models(given: Problem) -> dict[str, Callable[[], sde.Model]]:
+def models(given: Problem, training: Sequence[int]) -> dict[str, Callable[[], sde.Model]]:
     """The scores of a problem, from right to wrong."""
     truth, forward = standard(given.truth), given.forward
     exact = sde.ExactScore(Quick(truth), forward)
@@ -95,8 +97,7 @@ def models(given: Problem) -> dict[str, Callable[[], sde.Model]]:
         "field of size .1": lambda: Waves(exact, 0.1),
         "field of size .3": lambda: Waves(exact, 0.3),
         "another mixture": lambda: sde.ExactScore(Quick(other(truth, 0.1)), forward),
-        "network, 2000 steps": lambda: trained(truth, forward, 2000),
-        "network, 300 steps": lambda: trained(truth, forward, 300),
+        **{f"network, {steps} steps": lambda n=steps: trained(truth, forward, n) for steps in training},
     }
 
 
@@ -105,6 +106,7 @@ def errors(
     targets: Sequence[str] = TARGETS,
     budgets: Sequence[int] = BUDGETS,
     solvers: Sequence[Ours] = SOLVERS,
+    training: Sequence[int] = TRAINING,
 ) -> tuple[list[Score], dict[tuple[str, str], tuple[float, float]]]:
     """Distances to the true law of every solver under every score, on VP; floor and tie by target."""
     scores, rulers = [], {}
@@ -113,7 +115,7 @@ def errors(
         given = problem(target, "VP", samples)
         ruler = measured_by(given, samples)
         rulers[target, "VP"] = (ruler.floor, ruler.tie)
-        for name, make in models(given).items():
+        for name, make in models(given, training).items():
             model = make()
             x = given.x if name[:7] != "network" else given.x.float()
             with torch.no_grad():
