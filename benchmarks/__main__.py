@@ -12,6 +12,8 @@ import torch
 from benchmarks import (
     accuracy,
     accuracy_report,
+    orders,
+    orders_report,
     overhead,
     overhead_report,
     pictures,
@@ -56,11 +58,18 @@ def noises(out: Path, given: argparse.Namespace) -> str:
     return stochastic_report.report(result)
 
 
+def slopes(out: Path, given: argparse.Namespace) -> str:
+    result = orders.measure(kinds=("VP",), every=6) if given.quick else orders.measure()
+    orders_report.picture(result, out / "orders.png")
+    return orders_report.report(result)
+
+
 BENCHMARKS: dict[str, Callable[[Path, argparse.Namespace], str]] = {
     "overhead": loops,
     "training": fits,
     "accuracy": errors,
     "stochastic": noises,
+    "orders": slopes,
 }
 
 

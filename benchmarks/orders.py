@@ -216,7 +216,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         Rule("SEEDS(1)", sde.SEEDS(1)),
         Rule("SEEDS(2)", sde.SEEDS(2)),
         Rule("SEEDS(3)", sde.SEEDS(3)),
-        Rule("Churn(s_churn=0)", sde.Churn(s_churn=0.0)),
+        Rule("Churn(s_churn=0)", sde.Churn(s_churn=0.0), eta=0.0),
         Rule("Churn(s_churn=1)", sde.Churn(s_churn=1.0), eta=0.0),
     ),
     "several steps": (

@@ -20,7 +20,7 @@ LOOKS = {
     "CLD": ("#CC79A7", "D", 0.0),
     "GBM": ("#000000", "*", 0.3),
 }
-NAMES = {"GBM": "geometric Brownian motion"}
+NAMES = {"GBM": "geometric Brownian motion (dotted: declared there)"}
 
 READING = """\
 An order on the flow written 3 … 4 is that of the solver's start or last step, and that of the rule itself: a fit may
@@ -36,6 +36,7 @@ Runs in float64 between log SNR −3 and 3; grids are refined until the estimate
 - Embedded pairs: equal steps in their own time. AdaptiveHeun: against evaluations as its tolerance falls, 24 paths; its
   weak order is that of Heun, whose steps it takes. Restart: its interval is refined with the grid, at η = 0, as for
   Churn, which brings noise of its own.
+- Calls of Picard and Restart are those of their solver, as often as it is run.
 - Correctors have no order: their bias does not shrink with the time step. The back ends of scipy and torchdiffeq have
   their methods' own."""
 
@@ -99,6 +100,9 @@ def _panel(ax: Any, result: Result, what: str, places: dict[str, float]) -> None
         ax.barh(y, most - declared + 2 * WITHIN, 0.86, declared - WITHIN, color="0.88", zorder=1)
         ax.plot([declared, declared], [y - 0.43, y + 0.43], color="0.35", linewidth=1.2, zorder=2)
         for fit in fits:
+            if fit.kind == "GBM" and fit.expected != declared:
+                ax.barh(y, 2 * WITHIN, 0.86, fit.expected - WITHIN, color="0.94", zorder=1)
+                ax.plot([fit.expected] * 2, [y - 0.43, y + 0.43], ":", color="0.35", linewidth=1.2, zorder=2)
             colour, mark, shift = LOOKS[fit.kind]
             size = 5.5 if mark == "*" else 3.4
             ax.plot(fit.order.value, y + shift, mark, color=colour, markersize=size, markeredgewidth=0, zorder=3)
@@ -124,10 +128,10 @@ def _legend(figure: Any, ax: Any, kinds: set[str]) -> None:
         if k in kinds
     ]
     bars = [
-        Patch(color="0.88", label=f"declared, ± {WITHIN:g}"),
-        Line2D([], [], color="0.35", linewidth=1.2, label="declared (left end: as capped by the start)"),
+        Line2D([], [], color="0.35", linewidth=1.2, label="declared"),
+        Patch(color="0.88", label=f"± {WITHIN:g}, and up to the order of the rule itself"),
     ]
-    figure.legend(handles=[*marks, *bars], loc="outside lower center", ncols=4, fontsize=7.5, frameon=False)
+    figure.legend(handles=[*marks, *bars], loc="outside lower center", ncols=3, fontsize=7.5, frameon=False)
 
 
 def report(result: Result) -> str:
@@ -168,7 +172,8 @@ def _table(result: Result, rules: Sequence[Rule], kinds: Sequence[str]) -> str:
 
 
 def _row(result: Result, rule: Rule, kinds: Sequence[str]) -> list[str]:
-    row = [f"`{rule.name}`", f"{rule.solver.calls:g}"]
+    several = rule.name.startswith(("Picard", "Restart"))
+    row = [f"`{rule.name}`", "–" if several else f"{rule.solver.calls:g}"]
     for what in WHATS:
         declared = rule.declared(what)
         most = rule.most(what) if what == "flow" else declared
