@@ -4,8 +4,10 @@ A solver's loop visits a fixed grid of times. What a schedule says at those time
 model's preconditioning) is asked for at every step, and costs tens of microseconds when it is made of one-element
 tensors. A `Node` is a time of such a grid: a Python float that knows its table. A method marked `@tabulated` is
 written for a tensor of times; called with a tensor it runs as written, called with a `Node` it has been run once on
-the whole grid, in float64, and the row of that node is looked up as plain numbers. Nothing is stored on the SDE:
-the table belongs to the run and goes with it.
+the whole grid, in float64, and the row of that node is looked up as plain numbers.
+
+Nothing is stored on the SDE. A table belongs to its run and goes with it; but the numbers of an owner that is known by
+its value (a frozen dataclass of numbers, as the shipped schedules are) serve the next run over the same times too.
 
 Only objects with `tabulates = True` are given nodes (see `sde.solvers.trajectory`); whoever writes a level-1 SDE or a
 guidance rule sees times as tensors of shape (), as the convention says.
@@ -14,7 +16,9 @@ guidance rule sees times as tensors of shape (), as the convention says.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -47,10 +51,11 @@ class Table:
         grid = times.detach().to("cpu", torch.float64)
         self.times = torch.cat([grid, *(stage.to(grid) for stage in stages)]) if stages else grid
         self.steps, self.stages = len(grid) - 1, len(stages)
+        self.values: tuple[float, ...] = tuple(self.times.tolist())
         self.columns: dict[Any, list] = {}
         self._made: dict[Any, Any] = {}
         self._owners: list[object] = []  # kept alive, so that an id in a key stays its owner's own
-        self.all = [Node(t) for t in self.times.tolist()]
+        self.all = [Node(t) for t in self.values]
         for index, node in enumerate(self.all):
             node.index, node.table = index, self
         self.nodes = self.all[: self.steps + 1]
@@ -75,6 +80,22 @@ class Table:
             found = self.columns[id(owner), key] = _rows(self.made(owner, key, make), len(self.times))
         return found
 
+    def numbers(self, owner: object, key: object, make: Callable[[Tensor], Any]) -> list:
+        """Rows as `column` makes them, for what is made of numbers alone: kept for other runs if it may be."""
+        found = self.columns.get((id(owner), key))
+        if found is None:
+            if not by_value(owner):
+                return self.column(owner, key, make)
+            rows = remembered((owner, key, self.values), lambda: _rows(make(self.times), len(self.times)))
+            found = self.keep(owner, key, rows)
+        return found
+
+    def keep(self, owner: object, key: object, rows: list) -> list:
+        """Rows that were made elsewhere, as a column of this table."""
+        self.columns[id(owner), key] = rows
+        self._owners.append(owner)
+        return rows
+
 
 def _rows(made: Any, n: int) -> list:
     if isinstance(made, tuple):
@@ -84,17 +105,55 @@ def _rows(made: Any, n: int) -> list:
     return made.tolist() if made.ndim == 1 else list(made.unbind(0))
 
 
+REMEMBERED = 64
+"""Things that are kept for later runs."""
+
+_MEMORY: OrderedDict[Hashable, Any] = OrderedDict()
+
+
+def remembered(key: Hashable, make: Callable[[], Any]) -> Any:
+    """What make() gave when it was last asked for by an equal key, if that is not long ago.
+
+    Example:
+        >>> remembered(("a", 1), lambda: [1]) is remembered(("a", 1), lambda: [2])
+        True
+    """
+    found = _MEMORY.pop(key, None)
+    _MEMORY[key] = found = make() if found is None else found  # at the end: what was not asked for longest goes first
+    while len(_MEMORY) > REMEMBERED:
+        _MEMORY.popitem(last=False)
+    return found
+
+
+def by_value(thing: object) -> bool:
+    """Whether equal things are the same for ever: numbers, words, and frozen dataclasses and tuples of them.
+
+    Example:
+        >>> import sde
+        >>> by_value(sde.VP(beta_max=10.0)), by_value([1.0])
+        (True, False)
+    """
+    if isinstance(thing, tuple):
+        return all(map(by_value, thing))
+    if isinstance(thing, (int, float, str, type(None))):
+        return True
+    parameters = getattr(type(thing), "__dataclass_params__", None)
+    if parameters is None or not parameters.frozen or type(thing).__hash__ is object.__hash__:
+        return False
+    return all(by_value(getattr(thing, field.name)) for field in fields(thing))  # pyright: ignore[reportArgumentType]
+
+
 def tabulated(method: Callable[[Any, Tensor], Any]) -> Callable[[Any, Any], Any]:
-    """Method of (self, t): for a tensor of times computed, for a `Node` looked up, for a `Table` the whole column."""
+    """Method of (self, t): computed for a tensor of times, looked up for a `Node`."""
     name = method.__name__
 
     @functools.wraps(method)
     def lookup(self: object, t: Any) -> Any:
         if type(t) is not Node:
-            return method(self, t) if type(t) is not Table else t.made(self, name, functools.partial(method, self))
+            return method(self, t)
         column = t.table.columns.get((id(self), name))
         if column is None:
-            column = t.table.column(self, name, functools.partial(method, self))
+            column = t.table.numbers(self, name, functools.partial(method, self))
         return column[t.index]
 
     return lookup

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -134,6 +135,26 @@ class Levels(NamedTuple):
     clock: Tensor
 
 
+@dataclass(frozen=True)
+class Regression:
+    """What a network is asked for: the parameterisation of data of a scale under a forward SDE."""
+
+    sde: ForwardSDE
+    param: str
+    scale: float
+
+    def levels(self, t: Tensor) -> Levels:
+        """Schedule and parameterisation at a tensor of times, in its shape."""
+        t = as_time(t)
+        pair = self.sde.rates_of_statistic(t)
+        return Levels(*pair, *PARAMS[self.param](*pair, self.scale), self.sde.clock(t))
+
+    def numbers(self, t: Tensor) -> tuple[Tensor, Tensor, Pairs, Tensor]:
+        """alpha, c_in, the pairs of the endpoints and the clock at times t (N,)."""
+        at = self.levels(t)
+        return at.alpha, at.c_in, endpoints(at.alpha, at.sigma, at.p, at.q), at.clock
+
+
 Row = tuple[Coefficient, Coefficient, Pairs, Tensor]
 """alpha, c_in, the endpoints' pairs, the clock."""
 
@@ -195,13 +216,14 @@ class ScoreModel(Model):
         """A loaded mean may be another than the one the model was made with."""
         self.centred = not bool(self.mean.any())
 
+    @property
+    def regression(self) -> Regression:
+        """What the network's output means."""
+        return Regression(self.sde, self.param, self.scale)
+
     def levels(self, t: Tensor) -> Levels:
         """The numbers of the regression at a tensor of times, in its shape: what training needs."""
-        t = as_time(t)
-        return self._levels(self.sde.rates_of_statistic(t), t)
-
-    def _levels(self, pair: tuple[Tensor, Tensor, Tensor, Tensor], t: Tensor) -> Levels:
-        return Levels(*pair, *PARAMS[self.param](*pair, self.scale), self.sde.clock(t))
+        return self.regression.levels(t)
 
     def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Point:  # noqa: D102
         y = x if self.scalar else self.sde.unmean(x, t)
@@ -240,16 +262,16 @@ class ScoreModel(Model):
         size = y.shape[0]
         column = t.table.columns.get((id(self), size))
         if column is None:
-            table = t.table
-            column = table.column(self, size, lambda _: self._grid(y, table))
+            column = t.table.keep(self, size, self._rows(y, t.table))
         return column[t.index]
 
-    def _grid(self, y: Tensor, table: Table) -> Row:
-        """Rows of a grid of N times, each its numbers and the clock as the network takes it: (B,), made (N, B)."""
-        sde, times = self.sde, table.times
-        at = self._levels(sde.all_rates(table) if isinstance(sde, ScalarSDE) else sde.rates_of_statistic(times), times)
-        clock = placed(at.clock, y.device, torch.promote_types(y.dtype, torch.float32))
-        return at.alpha, at.c_in, endpoints(at.alpha, at.sigma, at.p, at.q), clock.unsqueeze(1).expand(-1, y.shape[0])
+    def _rows(self, y: Tensor, table: Table) -> list[Row]:
+        """For each time of a grid its numbers, and the clock as the network takes it: (B,)."""
+        owner = self.regression
+        numbers = table.numbers(owner, "numbers", owner.numbers)
+        clock = torch.tensor([row[3] for row in numbers], dtype=torch.promote_types(y.dtype, torch.float32))
+        clocks = placed(clock, y.device, clock.dtype).unsqueeze(1).expand(-1, y.shape[0]).unbind(0)
+        return [(alpha, c_in, pairs, c) for (alpha, c_in, pairs, _), c in zip(numbers, clocks, strict=True)]
 
     def _coefficients(self, y: Tensor, t: float | Tensor) -> Row:
         """The same at one time for all samples, or one for each, shaped to multiply y."""

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from sde.forward import SDE, ScalarSDE
+from sde.nodes import by_value, remembered
 from sde.score import Model
 from sde.solvers.solver import Solver, needs_model
 
@@ -53,9 +54,17 @@ class Exponential(Solver):
         """Coefficients of the steps along a grid (N,), float64: each (N - 1,) for a number, (N - 1, k) for k."""
 
     def start(self, sde: SDE, times: Tensor) -> Solver:  # noqa: D102
-        reverse, fresh = needs_model(self, sde), copy.copy(self)
-        columns = [column.tolist() for column in self.columns(reverse.model, reverse.eta, times)]
-        fresh.rows = dict(zip(times.tolist(), zip(*columns, strict=True), strict=False))
+        reverse, fresh, grid = needs_model(self, sde), copy.copy(self), times.tolist()
+        model = reverse.model
+
+        def make() -> dict[float, Any]:
+            columns = [column.tolist() for column in self.columns(model, reverse.eta, times)]
+            return dict(zip(grid, zip(*columns, strict=True), strict=False))
+
+        # Coefficients follow from these alone; integrals cost as much as a hundred steps, and the next run's are equal.
+        settings = tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in vars(self).items() if k != "rows")
+        key = (type(self).__name__, settings, model.sde, model.data_scale(), reverse.eta, tuple(grid))
+        fresh.rows = remembered((type(self), key), make) if by_value(key) else make()
         fresh.memory = []
         return fresh
 

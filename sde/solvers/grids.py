@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sde.forward import ForwardSDE, ScalarSDE
+from sde.nodes import by_value, remembered
 
 CAP = 80.0
 """Ratio that stands for an infinite one on a grid of 32 steps: EDM's largest noise level."""
@@ -152,4 +153,7 @@ def data_scaled(
         w = below + (above - below) * (u > 0)
         return c * torch.exp(w * torch.sinh(u / w))
 
-    return by_ratio(sde, steps, forth, back)
+    if not by_value(sde):
+        return by_ratio(sde, steps, forth, back)
+    key = ("data_scaled", sde, steps, c, above, below)
+    return remembered(key, lambda: by_ratio(sde, steps, forth, back)).clone()
