@@ -75,6 +75,7 @@ class EmbeddedPair(SelfPaced):
             or if max_calls is reached. The message says at what t.
     """
 
+    order = 0.0  # of refining the grid of times, which the steps do not follow; that of the rule is `nominal`
     ends = True
     c: ClassVar[Row]
     a: ClassVar[tuple[Row, ...]]
@@ -150,7 +151,7 @@ class BogackiShampine(EmbeddedPair):
         torch.Size([8, 1])
     """
 
-    order = 3.0
+    nominal = 3.0
     local = 3
     c = (1 / 2, 3 / 4, 1.0)
     a = ((1 / 2,), (0.0, 3 / 4), (2 / 9, 1 / 3, 4 / 9))
@@ -174,7 +175,7 @@ class DormandPrince(EmbeddedPair):
         True
     """
 
-    order = 5.0
+    nominal = 5.0
     local = 5
     c = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
     a = (

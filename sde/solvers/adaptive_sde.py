@@ -72,8 +72,7 @@ class AdaptiveHeun(SelfPaced):
         torch.Size([8, 1])
     """
 
-    order, strong, weak, calls = 2.0, 1.0, 2.0, 2
-    eta = 1.0
+    order, nominal, calls, eta = 0.0, 2.0, 2, 1.0  # a grid of times does not set its steps
     ends = True
 
     def __init__(

@@ -1,9 +1,9 @@
 """Other people's ODE solvers behind the same call: scipy's and torchdiffeq's.
 
 Both see the flow as one system in the coordinate of `sde.solvers.coordinate`, with one step for the whole batch, so
-that a sample depends on what batch it is in, to the tolerance. What they do not guard against is guarded here: they are
-never asked outside of the times of the run, values that are not finite raise where they occur (scipy would halve its
-step for ever), and evaluations are capped.
+that a sample depends on what batch it is in, within the tolerance. What they do not guard against is guarded here: they
+are never asked outside of the times of the run, values that are not finite raise where they occur (scipy would halve
+its step for ever), and evaluations are capped.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ from sde.solvers.solver import SelfPaced, State
 
 SCIPY = {"RK23": 3, "RK45": 5, "DOP853": 8, "Radau": 5, "BDF": 5, "LSODA": 12}
 ADAPTIVE = {"adaptive_heun": 2, "fehlberg2": 2, "bosh3": 3, "dopri5": 5, "dopri8": 8}
-ADAMS = {"explicit_adams": 4, "implicit_adams": 4}
-TORCHDIFFEQ = ADAPTIVE | {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4} | ADAMS
+FIXED = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}  # its Adams rules take equal steps for granted
 
 
 class _BackEnd(SelfPaced):
@@ -45,9 +44,14 @@ class _BackEnd(SelfPaced):
         self.time: Time | None = time
 
     @property
-    def order(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """That of the method, the highest it has."""
+    def nominal(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Order of the method, the highest it has."""
         return float(self.orders[self.method])
+
+    @property
+    def order(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """0 where steps do not follow the grid of times."""
+        return self.nominal if self.method in FIXED else 0.0
 
     def check(self, sde: SDE) -> None:
         refuse_noise(self, sde)
@@ -172,8 +176,8 @@ class TorchdiffeqSolver(_BackEnd):
     """A solver of torchdiffeq, where the state lies and with gradients.
 
     Args:
-        method: dopri5, dopri8, bosh3, adaptive_heun, fehlberg2; or euler, midpoint, heun2, heun3, rk4, explicit_adams,
-            implicit_adams, which step from one of the times to the next.
+        method: dopri5, dopri8, bosh3, adaptive_heun, fehlberg2; or euler, midpoint, heun2, heun3, rk4, which step from
+            one of the times to the next.
         rtol: Relative tolerance, of the root mean square over the whole batch.
         atol: Absolute one, in units of y (`sde.solvers.coordinate`). Default: rtol.
         time: What it steps in: "angle" (default for the flow of a scalar SDE), "log" or "t".
@@ -197,7 +201,7 @@ class TorchdiffeqSolver(_BackEnd):
         torch.Size([8, 1])
     """
 
-    orders = TORCHDIFFEQ
+    orders = ADAPTIVE | FIXED
 
     def __init__(
         self,

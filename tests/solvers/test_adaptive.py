@@ -124,7 +124,7 @@ def test_rule_interpolant_and_estimate_have_their_orders(name):
         "half-way": lambda n: rms(runs[n][1], 1 / (middles[n] ** 2 + 1 / x)),
         "estimate": lambda n: runs[n][2],  # of the lower order, in one step
     }
-    for what, declared in {"order": pair.order, "half-way": pair.order, "estimate": pair.local}.items():
+    for what, declared in {"order": pair.nominal, "half-way": pair.nominal, "estimate": pair.local}.items():
         fit = fitted(errors[what], first=8, last=128, floor=1e-14)
         assert fit.value == pytest.approx(declared, abs=0.2), f"{what}: {fit}"
 
@@ -137,7 +137,7 @@ def test_the_rule_has_its_order_on_a_flow(name, forward, two_modes):
     x = SDES[forward].perturb(two_modes.sample(16, generator()), times[0], generator()).x
     exact = fixed(DormandPrince(), flow, x, times, 128)[0][-1]
     coarse, fine = (rms(fixed(pair, flow, x, times, n)[0][-1], exact) for n in (16, 32))
-    assert pair.order - 0.2 < math.log2(coarse / fine) < pair.order + 1.2
+    assert pair.nominal - 0.2 < math.log2(coarse / fine) < pair.nominal + 1.2
 
 
 # Error and tolerance.
@@ -197,6 +197,12 @@ def test_the_angle_is_the_time_to_step_in():
     assert calls["angle"] < 0.7 * calls["t"]
     ends = [sde.integrate(flow, x, times, DormandPrince(rtol=1e-9, time=t)) for t in ("angle", "log", "t")]
     assert max(rms(ends[0], end) for end in ends) < 1e-6
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_the_laws_of_a_solver(name):
+    """Finite in every dtype, the calls that were made, and samples that do not see their batch."""
+    assert sde.checks.solver(PAIRS[name](rtol=1e-3), sde.VP()) == {}
 
 
 # One sample and its batch.

@@ -82,6 +82,13 @@ def test_it_is_the_authors_algorithm(given_noise):
     torch.testing.assert_close(states[-1].x, x_hand, rtol=1e-9, atol=1e-9)
 
 
+def test_steps_grow_no_faster_than_they_may():
+    """Brownian motion has no error: .1, .2, .4 and the rest."""
+    motion = sde.BrownianMotion()
+    end = run(motion, torch.zeros(2, 1), torch.tensor([0.0, 1.0]), AdaptiveHeun(first=0.1, growth=2.0), generator())[-1]
+    assert end.calls == 8
+
+
 def test_counts_and_times():
     model = Watching(sde.ExactScore(ELLIPSE, sde.VP()))
     x, times = model.prior(torch.zeros(6, 2).double(), generator()), torch.tensor([0.9, 0.5, 0.2], dtype=torch.float64)
@@ -211,6 +218,11 @@ def test_a_sample_does_not_see_its_batch():
         torch.testing.assert_close(alone.x[:, 0], together.x[:, i], rtol=1e-9, atol=1e-9)
     again = sde.record(run(reverse, x, times, solver, generators(range(6))))
     assert torch.equal(again.x, together.x)
+
+
+@pytest.mark.parametrize("forward", [sde.VP(), sde.Flow()], ids=lambda f: type(f).__name__)
+def test_the_laws_of_a_solver(forward):
+    assert sde.checks.solver(AdaptiveHeun(rtol=0.3, atol=0.1), forward) == {}
 
 
 # Samples.

@@ -103,6 +103,13 @@ def test_counts(name):
     assert path.calls[-1] == 2 + stages * attempts + interpolants
 
 
+@pytest.mark.parametrize(("method", "order"), [("euler", 1), ("midpoint", 2), ("heun2", 2), ("heun3", 3), ("rk4", 4)])
+def test_methods_that_step_on_the_times_have_their_order(method, order):
+    solver = TorchdiffeqSolver(method)
+    assert solver.order == order
+    assert sde.checks.ode_order(solver, sde.VP()).value == pytest.approx(order, abs=0.2)
+
+
 def test_a_method_that_steps_on_the_times():
     flow, x, _ = problem(sde.Flow())
     times = sde.grids.data_scaled(sde.Flow(), 60, scale=ELLIPSE.scale)
@@ -223,7 +230,7 @@ def test_arguments_that_make_no_sense():
     noisy = sde.ReverseSDE(flow.model, 1.0)
     with pytest.raises(ValueError, match=r"TorchdiffeqSolver solves ODEs, .* noisy \(eta=1\): use eta=0"):
         sde.integrate(noisy, x, times, TorchdiffeqSolver())
-    assert (ScipySolver().order, TorchdiffeqSolver("bosh3").order) == (8.0, 3.0)
+    assert (ScipySolver().nominal, TorchdiffeqSolver("bosh3").nominal) == (8.0, 3.0)
 
 
 def test_a_library_that_is_not_there_is_named(monkeypatch):
