@@ -1,10 +1,12 @@
 """Nodes of a run: numbers that know their table, and columns made once."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
 import sde
-from sde.nodes import Node, Table, tabulated
+from sde.nodes import REMEMBERED, Node, Table, by_value, remembered, tabulated
 
 
 class Counted:
@@ -63,6 +65,92 @@ def test_a_table_keeps_its_owners_alive_so_that_no_id_is_met_twice() -> None:
         vp = sde.VP(beta_max=1.0 + k)
         assert vp.levels(table.nodes[0])[0] == pytest.approx(float(vp.alpha(torch.tensor(1.0))), rel=1e-6)
         del flow, vp
+
+
+def test_by_value() -> None:
+    class Named:
+        pass
+
+    @dataclass
+    class Loose:
+        rate: float = 1.0
+
+    @dataclass(frozen=True, eq=False)
+    class Unequal:
+        rate: float = 1.0
+
+    for thing in (1, 0.5, "word", None, True, (1.0, ("a", None)), sde.VP(), sde.CLD(), sde.score.model.Regression(
+        sde.EDM(), "edm", 0.5,
+    )):  # fmt: skip
+        assert by_value(thing)
+    for thing in (
+        [1.0], torch.ones(1), Named(), Loose(), Unequal(), sde.Tabulated.linear(), sde.FromCoefficients(f=lambda t: -t, g=lambda t: 1 + t),
+        (1.0, [2.0]), sde.score.model.Regression(sde.Tabulated.linear(), "edm", 0.5),
+    ):  # fmt: skip
+        assert not by_value(thing)
+
+
+def test_numbers_of_equal_schedules_are_made_once_for_equal_times() -> None:
+    asked = []
+
+    @dataclass(frozen=True)
+    class Slow(sde.Flow):
+        rate: float = 1.0
+
+        def rates(self, t: torch.Tensor) -> tuple:
+            asked.append(t)
+            return super().rates(self.rate * t)
+
+    rows = [Slow().all_rates(Table(TIMES).nodes[1]) for _ in range(3)]
+    assert len(asked) == 1
+    assert rows[0] == rows[1] == rows[2]
+    Slow().all_rates(Table(0.5 * TIMES).nodes[1])
+    assert Slow(rate=0.5).all_rates(Table(TIMES).nodes[1]) != rows[0]
+    assert len(asked) == 3
+
+
+def test_what_may_change_is_made_anew() -> None:
+    class Changing(sde.ScalarSDE):
+        slope = 1.0
+
+        def alpha(self, t: torch.Tensor) -> torch.Tensor:
+            return 1 - self.slope * t / 2
+
+        def sigma(self, t: torch.Tensor) -> torch.Tensor:
+            return t
+
+    changing, grid = Changing(), torch.linspace(1, 0.1, 5)
+    model = sde.ScoreModel(torch.nn.Identity(), changing)
+    model.net.forward = lambda x, c: x  # type: ignore[method-assign]
+    x, ends = torch.ones(2, 2), []
+    for slope in (1.0, 0.5, 1.0):
+        changing.slope = slope
+        ends.append([sde.integrate(sde.ReverseSDE(model), x, grid, s) for s in (sde.Euler(), sde.Adams(2))])
+    for one, two, three in zip(*ends, strict=True):
+        assert torch.equal(one, three)
+        assert not torch.equal(one, two)
+
+
+def test_few_things_are_remembered() -> None:
+    for i in range(REMEMBERED + 5):
+        assert remembered(("count", i), lambda i=i: [i]) == [i]
+    assert remembered(("count", 5), lambda: ["anew"]) == [5]
+    assert remembered(("count", 4), lambda: ["anew"]) == ["anew"]
+
+
+def test_solvers_of_other_settings_do_not_share_coefficients() -> None:
+    torch.manual_seed(0)
+    net = sde.nets.MLP(dim=2, width=8)
+    torch.nn.init.normal_(net.outward.weight)
+    x, grid = torch.ones(2, 2), torch.linspace(1, 0.1, 8)
+    kinds = [{"order": 2}, {"order": 3}, {"order": 3, "corrector": False}, {"order": 3, "predict": "eps"}]
+    models = [sde.ScoreModel(net, f, scale=s) for f, s in ((sde.VP(), 1.0), (sde.VP(), 2.0), (sde.Flow(), 1.0))]
+    ends = [
+        [sde.integrate(sde.ReverseSDE(model), x, grid, sde.Adams(**kind)) for model in models for kind in kinds]
+        for _ in range(2)
+    ]
+    assert all(torch.equal(one, two) for one, two in zip(*ends, strict=True))
+    assert len({tuple(end.flatten().tolist()) for end in ends[0]}) == len(ends[0])
 
 
 class TwoStages(sde.Euler):

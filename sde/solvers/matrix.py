@@ -30,6 +30,7 @@ from torch import Tensor
 from sde.forward import SDE, MatrixSDE
 from sde.forward.matrix import act
 from sde.forward.transport import Path, carried, whitened
+from sde.nodes import Node
 from sde.random import Noise
 from sde.shape import placed
 from sde.solvers.reverse import ReverseSDE
@@ -47,6 +48,7 @@ class MatrixRule(Solver):
         self.index: dict[tuple[float, float], int] = {}
         self.cast: dict[Any, list[tuple[Tensor, ...]]] = {}
         self.memory: list[Tensor] = []
+        self.origin: MatrixRule | None = None
 
     @abstractmethod
     def columns(self, reverse: ReverseSDE, times: Tensor) -> Sequence[Tensor]:
@@ -57,7 +59,7 @@ class MatrixRule(Solver):
         fresh, ends = copy.copy(self), times.tolist()
         fresh.made = self.columns(needs_model(self, sde), times)
         fresh.index = {step: i for i, step in enumerate(itertools.pairwise(ends))}
-        fresh.cast, fresh.memory = {}, []
+        fresh.cast, fresh.memory, fresh.origin = {}, [], self
         return fresh
 
     def row(self, sde: SDE, x: Tensor, t: float, s: float) -> tuple[Tensor, ...]:
@@ -68,9 +70,15 @@ class MatrixRule(Solver):
             assert isinstance(alone, MatrixRule)
             self.memory = []
             return alone.row(sde, x, *step)
+
+        def cast(_: object = None) -> list[tuple[Tensor, ...]]:
+            return list(zip(*(placed(c, x.device, x.dtype).unbind(0) for c in self.made), strict=True))
+
         kind = x.dtype, x.device
+        if type(t) is Node:  # what lies in a table serves every start of this rule along it, recorded ones too
+            return t.table.made(self.origin or self, kind, cast)[self.index[step]]
         if kind not in self.cast:
-            self.cast[kind] = list(zip(*(placed(c, x.device, x.dtype).unbind(0) for c in self.made), strict=True))
+            self.cast[kind] = cast()
         return self.cast[kind][self.index[step]]
 
     def check(self, sde: SDE) -> None:

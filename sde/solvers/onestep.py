@@ -10,7 +10,7 @@ import math
 
 from torch import Tensor, add, lerp
 
-from sde.forward import SDE, ForwardSDE, MatrixSDE, ScalarSDE
+from sde.forward import SDE, ForwardSDE, MatrixSDE
 from sde.forward.scalar import root
 from sde.random import Noise
 from sde.shape import plus
@@ -169,7 +169,8 @@ class ReverseDiffusion(Solver):
     def step(self, sde: SDE, x: Tensor, t: float, s: float, noise: Noise) -> Tensor:  # noqa: D102
         reverse = needs_model(self, sde)
         model, forward, eta = reverse.model, reverse.model.sde, reverse.eta
-        if isinstance(forward, ScalarSDE):
+        if reverse.scalar is not None:
+            forward = reverse.scalar
             a, q = forward.kernel(x, s, t)
             y = model.move(x, t, 2 - a, 0.0, -(1 + eta**2) / 2 * q / forward.levels_on(x, t)[1])
             return plus(y, eta * root(q), noise.normal(x, t, s)) if eta else y
@@ -208,10 +209,11 @@ class DDIM(Solver):
 
     def step(self, sde: SDE, x: Tensor, t: float, s: float, noise: Noise) -> Tensor:  # noqa: D102
         reverse = needs_model(self, sde)
-        model, forward, eta = reverse.model, reverse.model.sde, reverse.eta
-        if isinstance(forward, MatrixSDE):
-            return forward.held(model(x, t).x0, x, t, s, eta, noise.normal(x, t, s) if eta else None)
-        assert isinstance(forward, ScalarSDE)
+        model, forward, eta = reverse.model, reverse.scalar, reverse.eta
+        if forward is None:
+            matrix = model.sde
+            assert isinstance(matrix, MatrixSDE)
+            return matrix.held(model(x, t).x0, x, t, s, eta, noise.normal(x, t, s) if eta else None)
         alpha, sigma = forward.levels_on(x, s)
         if not eta:
             return model.move(x, t, 0.0, alpha, sigma)

@@ -100,6 +100,13 @@ def test_a_replay_gives_what_the_loop_gives(solver: Solver, recordings: list[str
     assert recordings == [f"{type(solver).__name__} on ScoreModel"]
 
 
+def test_a_matrix_sde_by_default(recordings: list[str]) -> None:
+    model = sde.ScoreModel(network(), sde.CLD())
+    one, two = (sde.sample(model, (4, 2), STEPS, generator=seeded(0), compile=flag) for flag in (False, True))
+    assert torch.equal(one, two)
+    assert recordings == ["MatrixAdams on ScoreModel"]
+
+
 def test_one_generator_for_each_sample(recordings: list[str]) -> None:
     model = sde.ScoreModel(network(), sde.VP())
     draw = [
@@ -227,7 +234,7 @@ def test_given_noise_is_refused(recordings: list[str]) -> None:
 
 # On a GPU.
 
-MATRICES_BY_STEP = ("ReverseDiffusion", "GDDIM", "MatrixAdams", "SSCS")
+MATRICES_BY_STEP = ("ReverseDiffusion",)
 """Solvers that copy a matrix SDE's matrices to the device as they go."""
 
 gpu = pytest.mark.gpu
