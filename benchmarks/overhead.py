@@ -2,7 +2,7 @@ r"""What a loop adds to the network: CPU microseconds per evaluation, state 1000
 
 A run of n evaluations includes all that one call of the library includes (its tables, its checks), so that short runs
 (20 evaluations, what samplers are used with) show the cost of starting and long ones (200) the cost of a step. The
-floor is a bare Python loop with coefficients as Python numbers.
+floor is the same rule on the same problem as one writes it by hand (`benchmarks.overhead_bare`).
 
 Libraries do more or less around a network. `net`: its output is used as it is, as velocity, x0 or eps. `model`: a
 schedule's conversions, or input scaling, clock and output combination around it. Ours are measured both ways, and so
@@ -21,11 +21,12 @@ from torch import Tensor, nn
 
 import sde
 from benchmarks import harness, problems
+from benchmarks import overhead_bare as hand
+from benchmarks.overhead_bare import Run
 from benchmarks.peers import collect
 from benchmarks.problems import EDM, FLOW, VP, Problem, Step
 
-OURS, BARE = "sde", "bare loop"
-KINDS = ("net", "model")
+OURS, BARE, TEXTBOOK = "sde", "bare loop", "textbook loop"
 GROUPS = (
     "Euler", "Heun", "DDIM", "Euler–Maruyama", "Ancestral", "DDIM + Langevin", "Euler–Maruyama + Langevin", "Multistep"
 )  # fmt: skip
@@ -65,111 +66,93 @@ class Candidate:
         return f"{self.group} / {self.library} / {self.what}"
 
 
+SETTINGS: tuple[tuple[Problem, Callable[[], sde.ScalarSDE], str], ...] = (
+    (FLOW, sde.Flow, "velocity"),
+    (VP, sde.VP, "eps"),
+    (EDM, sde.EDM, "edm"),
+)
+RULES = (
+    ("Euler", sde.Euler, "euler"),
+    ("Heun", sde.Heun, "heun"),
+    ("DDIM", sde.DDIM, "ddim"),
+    ("Euler–Maruyama", sde.EulerMaruyama, "euler_maruyama"),
+    ("Ancestral", sde.Ancestral, "ancestral"),
+    ("DDIM + Langevin", lambda: sde.PredictorCorrector(sde.DDIM(), sde.AnnealedLangevin()), ""),
+    ("Euler–Maruyama + Langevin", lambda: sde.PredictorCorrector(sde.EulerMaruyama(), sde.Langevin()), ""),
+    ("Multistep", lambda: None, ""),  # what `sample` takes by default
+)
+
+
+def grid(problem: Problem, n: int) -> Tensor:
+    """Times of n steps."""
+    if problem is EDM:
+        return sde.grids.karras(sde.EDM(), n)
+    # The drift of VP's eps grows as 1 / t near the data: a uniform grid stops where it is still resolved.
+    return torch.linspace(1.0, 0.05, n + 1, dtype=torch.float64)
+
+
+def kind_of(problem: Problem) -> str:
+    return "net" if problem is FLOW else "model"
+
+
 def bare(x: Tensor) -> list[Candidate]:
-    """The floor: as few operations as the rule allows, its coefficients ready before it starts."""
-    net = Identity()
+    """The floor: see `benchmarks.overhead_bare`."""
+    net, found = Identity(), []
+    for problem, forward, param in SETTINGS:
+        model = sde.ScoreModel(net, forward(), param)
+        for group, _, rule in RULES:
 
-    def euler(n: int) -> Callable[[], Tensor]:
-        times = torch.linspace(1, 0, n + 1).tolist()
+            def make(n: int, problem: Problem = problem, rule: str = rule, model: sde.ScoreModel = model) -> Run:
+                times = grid(problem, n)
+                if not rule:
+                    return hand.multistep(net, x, times, sde.solvers.default_solver(model, steps=n), model)
+                numbers = times.tolist()
+                if rule == "heun":
+                    return hand.heun(net, x, numbers, problem)
+                return hand.one_step(
+                    net, x, numbers, [hand.row(problem, rule, t, s) for t, s in pairwise(numbers)]
+                )  # fmt: skip
 
-        def run() -> Tensor:
-            y = x
-            for t, s in pairwise(times):
-                y = torch.add(y, net(y, t), alpha=s - t)
-            return y
+            if rule or group == "Multistep":
+                calls, truth = (2 if rule == "heun" else 1), _truth(problem, rule)
+                found.append(Candidate(group, kind_of(problem), BARE, problem.name, make, calls, truth))
 
-        return run
+    def textbook(n: int) -> Run:
+        return hand.textbook(net, x, grid(FLOW, n).tolist())
 
-    def heun(n: int) -> Callable[[], Tensor]:
-        times = torch.linspace(1, 0, n + 1).tolist()
+    found.append(Candidate("Euler", "net", TEXTBOOK, FLOW.name, textbook, truth=_truth(FLOW, "euler")))
+    return found
 
-        def run() -> Tensor:
-            y = x
-            for t, s in pairwise(times):
-                d = net(y, t)
-                y = torch.add(y, d + net(torch.add(y, d, alpha=s - t), s), alpha=(s - t) / 2)
-            return y
 
-        return run
-
-    def combination(rule: str) -> Callable[[int], Callable[[], Tensor]]:
-        # x_s = c x + e f(x) + b z, the shape of every first-order sampler's step.
-        def steps(n: int) -> Callable[[], Tensor]:
-            times = torch.linspace(1, 1e-3, n + 1).tolist()
-            rows = [(t, *getattr(VP, rule)(t, s), VP.levels(s)[1]) for t, s in pairwise(times)]
-
-            def run() -> Tensor:
-                y = x
-                for t, a, b, e in rows:
-                    y = torch.add(y * (a - e), net(y, t), alpha=e)
-                    if b:
-                        y = torch.add(y, torch.randn_like(y), alpha=b)
-                return y
-
-            return run
-
-        return steps
-
-    def end(rule: str, problem: Problem, last: float) -> Callable[[int], Step]:
-        return lambda n: problem.run(rule, torch.linspace(1, last, n + 1).tolist())
-
-    what = "c x + e f(x)"
-    return [
-        Candidate("Euler", "net", BARE, "x + h f(x)", euler, truth=end("euler", FLOW, 0.0)),
-        Candidate("Heun", "net", BARE, "x + h (f + f') / 2", heun, 2, end("heun", FLOW, 0.0)),
-        Candidate("DDIM", "net", BARE, what, combination("ddim"), 1, end("ddim", VP, 1e-3)),
-        Candidate("Euler–Maruyama", "net", BARE, what + " + b z", combination("euler_maruyama"), 1,
-                  end("euler_maruyama", VP, 1e-3)),
-        Candidate("Ancestral", "net", BARE, what + " + b z", combination("ancestral"), 1, end("ancestral", VP, 1e-3)),
-    ]  # fmt: skip
+def _truth(problem: Problem, rule: str) -> Callable[[int], Step] | None:
+    return (lambda n: problem.run(rule, grid(problem, n).tolist())) if rule else None
 
 
 def ours(x: Tensor) -> list[Candidate]:
     """`sde.integrate` on three problems, and `sde.sample` with the grid it takes by default."""
-    rules = [
-        ("Euler", sde.Euler(), "euler"),
-        ("Heun", sde.Heun(), "heun"),
-        ("DDIM", sde.DDIM(), "ddim"),
-        ("Euler–Maruyama", sde.EulerMaruyama(), "euler_maruyama"),
-        ("Ancestral", sde.Ancestral(), "ancestral"),
-        ("DDIM + Langevin", sde.PredictorCorrector(sde.DDIM(), sde.AnnealedLangevin()), ""),
-        ("Euler–Maruyama + Langevin", sde.PredictorCorrector(sde.EulerMaruyama(), sde.Langevin()), ""),
-        ("Multistep", sde.Adams(), ""),
-    ]
     net, found = Identity(), []
-    settings = [(FLOW, sde.Flow(), "velocity"), (VP, sde.VP(), "eps"), (EDM, sde.EDM(), "edm")]
-    for problem, forward, param in settings:
-        model = sde.ScoreModel(net, forward, param)
-        kind = "net" if problem is FLOW else "model"
-        for group, solver, rule in rules:
-            found += _both((group, kind), x, model, solver, problem, rule)
+    for problem, forward, param in SETTINGS:
+        model = sde.ScoreModel(net, forward(), param)
+        for group, solver, rule in RULES:
+            found += _both(group, x, model, solver(), problem, rule)
     return found
 
 
 def _both(
-    place: tuple[str, str], x: Tensor, model: sde.ScoreModel, solver: sde.Solver, problem: Problem, rule: str
+    group: str, x: Tensor, model: sde.ScoreModel, solver: sde.Solver | None, problem: Problem, rule: str
 ) -> list[Candidate]:
-    reverse = sde.ReverseSDE(model, solver.eta)
+    def integrated(n: int) -> Run:
+        times, chosen = grid(problem, n), solver or sde.solvers.default_solver(model, steps=n)
+        reverse = sde.ReverseSDE(model, chosen.eta)
+        return lambda: sde.integrate(reverse, x, times, chosen)
 
-    def grid(n: int) -> Tensor:
-        if problem is EDM:
-            return sde.grids.karras(model.sde, n)
-        # The drift of VP's eps grows as 1 / t near the data: a uniform grid stops where it is still resolved.
-        return torch.linspace(1.0, 0.05, n + 1, dtype=torch.float64)
-
-    def integrated(n: int) -> Callable[[], Tensor]:
-        times = grid(n)
-        return lambda: sde.integrate(reverse, x, times, solver)
-
-    def sampled(n: int) -> Callable[[], Tensor]:
+    def sampled(n: int) -> Run:
         return lambda: sde.sample(model, x=x, steps=n, solver=solver)
 
-    def truth(n: int) -> Step:
-        return problem.run(rule, grid(n).tolist())
-
+    kind, calls = kind_of(problem), solver.calls if solver else 1
     return [
-        Candidate(*place, OURS, f"integrate, {problem.name}", integrated, solver.calls, truth if rule else None),
-        Candidate(*place, OURS, f"sample, {problem.name}", sampled, solver.calls),
+        Candidate(group, kind, OURS, f"integrate, {problem.name}", integrated, calls, _truth(problem, rule)),
+        Candidate(group, kind, OURS, f"sample, {problem.name}", sampled, calls),
     ]
 
 
@@ -192,7 +175,7 @@ class Result:
         return sorted(timed, key=lambda pair: pair[0])
 
     def rivals(self, size: int, **wanted: str) -> list[tuple[float, Candidate]]:
-        return [pair for pair in self.of(size, **wanted) if pair[1].library not in (OURS, BARE)]
+        return [pair for pair in self.of(size, **wanted) if pair[1].library not in (OURS, BARE, TEXTBOOK)]
 
 
 def measure(sizes: tuple[int, ...] = (20, 200), rounds: int = 25, batch: int = 1000, at_least: float = 4e-3) -> Result:
@@ -220,7 +203,7 @@ def _arrives(candidate: Candidate, x: Tensor, misfits: dict[str, float], skipped
     try:
         end = candidate.make(n)()
     except Exception as error:
-        if candidate.library in (OURS, BARE):
+        if candidate.library in (OURS, BARE, TEXTBOOK):
             raise
         skipped.append(f"{candidate.name}: failed with {type(error).__name__}: {error}")
         return False
