@@ -47,17 +47,21 @@ class Rule:
         eta: Noise of the weak and the strong fit. 1.5 for rules of strong order 1.5: the noise's own error is seen
             beside that of the drift.
         fits: By what is fitted, a call in place of that of `sde.checks`.
-        apart: What is declared and not fitted here.
+        steps: Whose steps it takes, for one that chooses their length and declares nothing but its rule's order.
+        apart: What is not fitted here.
     """
 
     name: str
     solver: sde.Solver
     eta: float = 1.0
     fits: dict[str, Fit] = field(default_factory=dict)
+    steps: sde.Solver | None = None
     apart: tuple[str, ...] = ()
 
     def declared(self, what: str) -> float | None:
-        return {"flow": self.solver.order, "weak": self.solver.weak, "strong": self.solver.strong}[what] or None
+        solver = self.steps or self.solver
+        order = solver.nominal if "flow" in self.fits else solver.order
+        return {"flow": order or solver.order, "weak": solver.weak, "strong": solver.strong}[what] or None
 
     def most(self, what: str) -> float:
         """The largest order that what is declared allows; weak ones, and strong ones beyond 1, are lower bounds."""
@@ -239,7 +243,11 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "their own steps": (
         Rule("BogackiShampine()", sde.BogackiShampine(), fits={"flow": partial(of_pair, sde.BogackiShampine())}),
         Rule("DormandPrince()", sde.DormandPrince(), fits={"flow": partial(of_pair, sde.DormandPrince())}),
-        Rule("AdaptiveHeun()", sde.AdaptiveHeun(), fits={"flow": by_tolerance, "strong": along_paths}, apart=("weak",)),
+        Rule(
+            *("AdaptiveHeun()", sde.AdaptiveHeun(), 1.0, {"flow": by_tolerance, "strong": along_paths}),
+            steps=sde.Heun(),
+            apart=("weak",),
+        ),
         Rule("Restart(Heun(), ...)", sde.Restart(sde.Heun(), [sde.Interval(0.1, 0.3)]), 0.0, {"weak": restarted}),
         Rule("Picard(DDIM())", sde.Picard(tolerance=0.0)),
         Rule("Picard(Heun())", sde.Picard(sde.Heun(), tolerance=0.0)),
