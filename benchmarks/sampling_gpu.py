@@ -95,7 +95,7 @@ def available() -> bool:
     return torch.cuda.is_available()
 
 
-def measure(sizes: tuple[int, ...] = (32, 100), rounds: int = 5, networks: tuple[Network, ...] = NETWORKS) -> Result:
+def measure(sizes: tuple[int, ...] = (32, 100), rounds: int = 12, networks: tuple[Network, ...] = NETWORKS) -> Result:
     """Everything, on the first CUDA device."""
     result = Result(torch.cuda.get_device_name())
     with torch.no_grad():
@@ -132,7 +132,7 @@ def _network(network: Network, sizes: tuple[int, ...], rounds: int, result: Resu
                 runs["diffusers"] = diffusers(net, x, steps)
             except ImportError as error:
                 result.skipped.append(f"diffusers: not installed ({error})")
-        turns = harness.interleave({k: _waited(run) for k, run in runs.items()}, rounds, 5e-2, time.perf_counter)
+        turns = harness.interleave({k: _waited(run) for k, run in runs.items()}, rounds, 5e-3, time.perf_counter)
         micros = {name: 1e6 * turn.least / steps for name, turn in turns.items()}
         for name, *_ in RULES:
             mine = {k: v for k, v in micros.items() if "/" not in k}
@@ -237,7 +237,7 @@ def report(result: Result) -> str:
         f"{result.device}; {harness.machine()}. Peers: {harness.versions(PACKAGES) or 'none installed'}.",
         "The network alone: called from Python (forward), as a CUDA graph of one call, as a graph of all calls in a "
         "row. The floor is the quicker of the graphs. `sde.sample` draws its start, runs, and looks whether the end is "
-        "finite; `compile=True` is its second call and later ones. Least of interleaved turns of 50 ms.",
+        "finite; `compile=True` is its second call and later ones. Least of interleaved turns.",
         harness.table(header, rows, left=2),
         "## What the loop does on the device",
         "torch's profiler, a network that returns its input, from the second of 20 steps to the last (the first copies "

@@ -44,7 +44,7 @@ Piece = tuple[Callable[[], None], int]
 KEPT = 4
 """Runs that a model keeps recorded: each holds the memory of one."""
 
-LENGTH = 16
+LENGTH = 8
 """Steps of a graph."""
 
 DEVICES = ("cuda",)
