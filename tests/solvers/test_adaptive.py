@@ -162,7 +162,7 @@ def test_the_error_follows_the_tolerance_on_a_mixture(name, forward, two_modes):
     """Of the middle path, as a few change their mode at the slightest touch."""
     flow, times = flow_of(two_modes, SDES[forward]), whole(SDES[forward])
     x = start_of(flow, 64)
-    fine = sde.grids.data_scaled(SDES[forward], 300, scale=two_modes.scale)
+    fine = sde.grids.data_scaled(SDES[forward], 150, scale=two_modes.scale)
     exact = sde.integrate(flow, x, fine, sde.RK4())
     for rtol in (1e-3, 1e-5):
         error = (sde.integrate(flow, x, times, PAIRS[name](rtol=rtol)) - exact).norm(dim=1).median()
@@ -172,8 +172,8 @@ def test_the_error_follows_the_tolerance_on_a_mixture(name, forward, two_modes):
 def test_better_than_the_peers_figures():
     """Adaptive peers in log sigma on the ring: 116 evaluations leave 8.5e-4, 194 leave 1.3e-5."""
     flow, times = flow_of(ring(), sde.EDM()), whole(sde.EDM())
-    x = start_of(flow, 500)
-    exact = sde.integrate(flow, x, times, DormandPrince(rtol=1e-10))
+    x = start_of(flow, 300)
+    exact = sde.integrate(flow, x, times, DormandPrince(rtol=1e-9))
     for rtol, calls, error in [(1e-4, 100, 8.5e-4), (1e-6, 160, 5e-6)]:
         end = run(flow, x, times, DormandPrince(rtol=rtol))[-1]
         assert end.calls <= calls
@@ -191,12 +191,11 @@ def test_no_path_is_left_behind():
 
 def test_the_angle_is_the_time_to_step_in():
     flow, times = flow_of(ring(), sde.EDM()), whole(sde.EDM())
-    x = start_of(flow, 100)
-    calls = {t: run(flow, x, times, DormandPrince(rtol=1e-6, time=t))[-1].calls for t in (None, "angle", "log", "t")}
-    assert calls[None] == calls["angle"] < 0.8 * calls["log"]
-    assert calls["angle"] < 0.7 * calls["t"]
-    ends = [sde.integrate(flow, x, times, DormandPrince(rtol=1e-9, time=t)) for t in ("angle", "log", "t")]
-    assert max(rms(ends[0], end) for end in ends) < 1e-6
+    x = start_of(flow, 40)
+    ends = {t: run(flow, x, times, DormandPrince(rtol=1e-6, time=t))[-1] for t in (None, "angle", "log", "t")}
+    assert ends[None].calls == ends["angle"].calls < 0.8 * ends["log"].calls
+    assert ends["angle"].calls < 0.7 * ends["t"].calls
+    assert max(rms(ends["angle"].x, end.x) for end in ends.values()) < 1e-5
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -212,9 +211,9 @@ def test_the_laws_of_a_solver(name):
 def test_a_sample_does_not_see_its_batch(name):
     flow, times = flow_of(ring(), sde.VP()), torch.tensor([1.0, 0.2, 0.001])
     x = start_of(flow, 12)
-    together = sde.record(run(flow, x, times, PAIRS[name](rtol=1e-4)))
-    for i in range(0, 12, 4):
-        alone = sde.record(run(flow, x[i : i + 1], times, PAIRS[name](rtol=1e-4)))
+    together = sde.record(run(flow, x, times, PAIRS[name](rtol=1e-3)))
+    for i in (0, 7):
+        alone = sde.record(run(flow, x[i : i + 1], times, PAIRS[name](rtol=1e-3)))
         torch.testing.assert_close(alone.x[:, 0], together.x[:, i], rtol=1e-11, atol=1e-11)
         assert alone.calls[-1] <= together.calls[-1]
 
@@ -328,9 +327,9 @@ def test_any_ode_in_its_own_time(up):
 def test_a_matrix_sde_goes_in_t():
     flow = flow_of(ELLIPSE, sde.CLD())
     x = flow.model.prior(torch.zeros(4, 2, dtype=torch.float64), generator())
-    fine = sde.integrate(flow, x, sde.grids.quadratic(sde.CLD(), 200), sde.RK4())
-    end = sde.integrate(flow, x, whole(sde.CLD()), DormandPrince(rtol=1e-5))
-    torch.testing.assert_close(end, fine, rtol=0, atol=1e-4)
+    fine = sde.integrate(flow, x, sde.grids.quadratic(sde.CLD(), 100), sde.RK4())
+    end = sde.integrate(flow, x, whole(sde.CLD()), DormandPrince(rtol=1e-4))
+    torch.testing.assert_close(end, fine, rtol=0, atol=1e-3)
 
 
 # What else a run is asked for.
@@ -346,7 +345,7 @@ def test_samples_and_networks(two_modes):
     learned = sde.ScoreModel(net, sde.VP(), mean=[1.0, -2.0], scale=0.7)
     for model in (learned, sde.CFG(learned, learned, 1.0)):
         start = model.prior(torch.zeros(5, 2), generator())
-        fine = sde.sample(model, x=start, steps=150, solver=sde.RK4())
+        fine = sde.sample(model, x=start, steps=80, solver=sde.RK4())
         end = sde.sample(model, x=start, solver=BogackiShampine(rtol=1e-4))
         assert end.dtype == torch.float32
         torch.testing.assert_close(end, fine, rtol=0, atol=5e-3)

