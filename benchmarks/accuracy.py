@@ -346,12 +346,14 @@ def errors(
 class Result:
     """What the page tells: the committed targets, the unseen ones, and every library's own best.
 
-    `libraries` is keyed by library, SDE and budget, and holds geometric means over the committed targets.
+    `libraries` is keyed by library, SDE and budget, and holds geometric means over the committed targets; `single`, by
+    SDE and budget, the least such mean of any one configuration of a peer, and whose.
     """
 
     seen: Table
     unseen: Table
     libraries: dict[tuple[str, str, int], float]
+    single: dict[tuple[str, int], tuple[float, str]]
     configurations: int
     truth_error: float
     skipped: list[str]
@@ -389,10 +391,21 @@ def measure(
         tables["seen"],
         tables["unseen"],
         libraries,
+        {(kind, n): single([g for g in kept if g.problem.kind == kind], n) for kind in KINDS for n in budgets},
         max(len(given.runs) for given in kept),
         max((given.truth_error for given in kept if math.isfinite(given.truth_error)), default=math.nan),
         list(dict.fromkeys(skipped)),
     )
+
+
+def single(kept: list[Measured], budget: int) -> tuple[float, str]:
+    """The configuration of a peer whose geometric mean over all problems is least: chosen once, with hindsight."""
+    names = set.intersection(*(set(given.runs) for given in kept))
+    means = []
+    for name in names:
+        errors = [min((max(r[1], FLOOR) for r in g.runs[name] if r[0] <= budget), default=math.inf) for g in kept]
+        means.append((geometric(errors), name))
+    return min(means, default=(math.inf, "none"))
 
 
 def _spread(asked: list[tuple], jobs: int) -> Iterable[Measured]:

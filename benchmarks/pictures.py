@@ -124,6 +124,8 @@ def _curves(ax: Any, result: accuracy.Result, kind: str, budgets: list[int]) -> 
     for library in sorted({name for name, _, _ in result.libraries}):
         errors = [result.libraries[library, kind, budget] for budget in budgets]
         ax.plot(budgets, errors, marker=next(marks), color=next(colours), markersize=4, linewidth=1, label=library)
+    one = [result.single[kind, budget][0] for budget in budgets]
+    ax.plot(budgets, one, ":", color="black", linewidth=1.5, label="best single configuration of a peer")
     for name, style, label in (("peer", "k--", "best peer of each cell"), ("error", "-", "sde, by default")):
         errors = [accuracy.geometric(getattr(c, name) for c in result.seen.of(kind=kind, budget=b)) for b in budgets]
         thick = {"color": ORANGE, "linewidth": 2.5, "zorder": 4} if name == "error" else {"linewidth": 1.5}
