@@ -227,7 +227,7 @@ class _Walk:
             h = pace.steps(cost=len(self.c))
             step = self.pair.take(self._fields(pace.v + self.c * h), self.y, self.slope, self._signed(h))
             pace.calls += len(self.c)
-            self._judge(step, h, self.pair.error(step).to("cpu", torch.float64))
+            self._judge(step, h, self.pair.error(step).cpu().double())
             for i, y in pace.arrived():
                 t = self.times[i]
                 yield State(float(t), self.line.leave(y, t), pace.calls, pace.accepted, pace.rejected)
@@ -243,12 +243,12 @@ class _Walk:
         pair, pace, (field,) = self.pair, self.pace, self._fields(self.pace.v[None])
         self.slope = field(self.y)
         size = pair.atol + pair.rtol * self.y.abs()
-        d0, d1 = (rms(z / size).to("cpu", torch.float64) for z in (self.y, self.slope))
+        d0, d1 = (rms(z / size).cpu().double() for z in (self.y, self.slope))
         pace.check_first(d1)
         h = torch.where((d0 < 1e-5) | (d1 < 1e-5), 1e-3 * pace.span, 0.01 * d0 / d1).clamp_max(pace.span)
         (field,) = self._fields((pace.v + h)[None])
         change = field(self.y + self._signed(h) * self.slope) - self.slope
-        d2 = rms(change / size).to("cpu", torch.float64) / h
+        d2 = rms(change / size).cpu().double() / h
         steepest = torch.maximum(d1, d2.nan_to_num(0.0, 0.0)).clamp_min(1e-30)  # the first step meets what is infinite
         pace.h = torch.minimum(100 * h, (0.01 / steepest) ** (1 / pair.local)).clamp_max(pace.span)
         pace.calls = 2

@@ -179,7 +179,7 @@ class _Walk:
             self.slope = sde.drift(x, t).to(x.dtype)
             pace.calls += 1
             if not pace.accepted + pace.rejected:
-                pace.check_first(rms(self.slope).to("cpu", torch.float64))
+                pace.check_first(rms(self.slope).cpu().double())
         kick = sde.diffusion(x, t, w).to(x.dtype) if sde.noisy else torch.zeros_like(x)
         euler = x + signed * self.slope + kick
         slope = sde.drift(euler, s).to(x.dtype)
@@ -187,7 +187,7 @@ class _Walk:
         kick = (kick + sde.diffusion(x, s, w).to(x.dtype)) / 2 if sde.noisy else kick
         heun = x + signed / 2 * (self.slope + slope) + kick
         size = torch.maximum(euler.abs(), self.before.abs()).mul(rule.rtol).clamp_min(rule.atol)
-        error = rms((euler - heun) / size).to("cpu", torch.float64)
+        error = rms((euler - heun) / size).cpu().double()
 
         good, _ = pace.judge(h, error)
         self._interpolate(good, ends, heun, kick, w)

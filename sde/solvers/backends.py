@@ -69,7 +69,7 @@ class _Field:
         self.calls, self.accepted, self.rejected = 0, 0, 0
 
     def __call__(self, v: float | Tensor, y: Tensor) -> Tensor:
-        u = self.origin + self.way * torch.as_tensor(v).detach().to("cpu", torch.float64).reshape(1)
+        u = self.origin + self.way * torch.as_tensor(v).detach().cpu().double().reshape(1)
         if self.calls >= self.max_calls:
             raise ValueError(
                 f"max_calls={self.max_calls} evaluations are spent and {self.name} is at t = {self.when(u)}: raise "
@@ -151,10 +151,10 @@ class ScipySolver(_BackEnd):
             return torch.as_tensor(y).to(start).reshape(start.shape)
 
         def fun(v: float, y: Any) -> Any:
-            return field(v, tensor(y)).flatten().to("cpu", torch.float64).numpy()
+            return field(v, tensor(y)).flatten().cpu().double().numpy()
 
         yield State(float(times[0]), x, 0)
-        y0, bound = start.detach().flatten().to("cpu", torch.float64).numpy(), float(field.marks[-1])
+        y0, bound = start.detach().flatten().cpu().double().numpy(), float(field.marks[-1])
         engine = getattr(integrate, self.method)(fun, 0.0, y0, bound, rtol=self.rtol, atol=self.atol)
         for t, mark in zip(times[1:], field.marks[1:].tolist(), strict=True):
             while engine.t < mark:

@@ -124,7 +124,12 @@ def on(t: Tensor, like: Tensor) -> Tensor:
     """
     if t.ndim == 0:
         return t
-    return t.to(like.device, torch.float32 if like.device.type == "mps" else torch.float64)
+    return (t.float() if like.device.type == "mps" else t).to(like.device)
+
+
+def _rows(c: Tensor, like: Tensor) -> tuple[Tensor, ...]:
+    """Rows of (S, B) on the device of a state, moved together; numbers of (S,) where they are."""
+    return (on(c, like) if c.ndim > 1 else c).unbind()
 
 
 class Plain(Coordinate):
@@ -148,7 +153,7 @@ class Plain(Coordinate):
         return u.clamp(self.low, self.high)
 
     def fields(self, u: Tensor, like: Tensor) -> list[Field]:  # noqa: D102
-        return [self._field(t) for t in on(self.time(u), like).unbind()]
+        return [self._field(t) for t in _rows(self.time(u), like)]
 
     def _field(self, t: Tensor) -> Field:
         return lambda y: self.sde.drift(y, t).to(y.dtype)
@@ -189,9 +194,9 @@ class _Ratio(Coordinate):
 
     def fields(self, u: Tensor, like: Tensor) -> list[Field]:
         t = self.time(u)
-        alpha, sigma = self.schedule.levels(t)
-        coefficients = (t, alpha, *self.weights(torch.as_tensor(alpha), torch.as_tensor(sigma)))
-        return [self._field(*row) for row in zip(*(on(torch.as_tensor(c), like) for c in coefficients), strict=True)]
+        alpha, sigma = (torch.as_tensor(c) for c in self.schedule.levels(t))
+        coefficients = (t, alpha, *self.weights(alpha, sigma))
+        return [self._field(*row) for row in zip(*(_rows(c, like) for c in coefficients), strict=True)]
 
     def _field(self, t: Tensor, alpha: Tensor, r: Tensor, p: Tensor, q: Tensor) -> Field:
         def slope(y: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ import torch
 import sde
 from sde.checks.convergence import fitted
 from sde.solvers.adaptive import BogackiShampine, DormandPrince
+from sde.solvers.adaptive_sde import AdaptiveHeun
+from sde.solvers.backends import ScipySolver, TorchdiffeqSolver
 from sde.solvers.coordinate import coordinate
 from sde.solvers.ratio import TimeOfRatio
 
@@ -376,6 +378,26 @@ def test_gradients_pass():
     basis = torch.cat([x, x + torch.eye(2, dtype=torch.float64)])
     exact = along(ELLIPSE, sde.VP(), basis, times)[-1]
     torch.testing.assert_close(jacobian[0, :, 0].T, exact[1:] - exact[:1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("forward", [sde.VP(), sde.Flow(), sde.CLD()], ids=lambda f: type(f).__name__)
+def test_the_same_on_a_gpu(forward, two_modes):
+    """States there, times here: the same path, noise and all, to rounding in float64."""
+    model, seeds = sde.ExactScore(two_modes, forward), range(5)
+    x = model.prior(torch.zeros(5, 2, dtype=torch.float64), generator())
+    times = torch.tensor([1.0, 0.5, 0.01], dtype=torch.float64)
+    solvers = [DormandPrince(1e-5), BogackiShampine(1e-3), ScipySolver(), TorchdiffeqSolver(), AdaptiveHeun(rtol=0.2)]
+    for solver in solvers:
+        reverse = sde.ReverseSDE(model, solver.eta)
+        paths = []
+        for device in ("cpu", "cuda"):
+            model.to(device)
+            noise = [generator(seed) for seed in seeds]
+            paths.append(sde.record(sde.trajectory(reverse, x.to(device), times, solver, noise)))
+        model.to("cpu")
+        torch.testing.assert_close(*(path.x for path in paths), rtol=1e-8, atol=1e-8)
+        assert torch.equal(*(path.calls for path in paths))
 
 
 # Refusals: each names what, its value, where, and the remedy; none hangs.
