@@ -119,7 +119,7 @@ def on(t: Tensor, like: Tensor) -> Tensor:
     """Times on the device of a state, in the best precision it has; a single time stays where it is.
 
     Example:
-        >>> on(torch.zeros(3), torch.zeros(3, 2)).dtype
+        >>> on(torch.zeros(3).double(), torch.zeros(3, 2)).dtype
         torch.float64
     """
     if t.ndim == 0:
