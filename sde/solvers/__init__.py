@@ -1,4 +1,15 @@
-"""Solvers: how the way back is walked. `integrate` holds the one loop, the others the rules of a step."""
+"""Solvers: how the way back is walked.
+
+    the loop      solver (what a solver is)  integrate (the one loop, records)  sampling (`sample`)  defaults  capture
+                  reverse (from a model to an SDE)  grids  grid_fit  likelihood
+    one step      onestep (Euler, Heun, RK4, DDIM, Ancestral, ...)  churn  stochastic (Milstein, SRA)  seeds
+    endpoints     exponential (coefficients of a whole grid)  adams  deis  pndm  unipc  sa
+                  logsnr (rules in half log-SNR)  dpm
+    own steps     adaptive, adaptive_sde (with pace, coordinate, ratio, brownian)  backends  restart
+                  parallel (with rounds)
+    matrix SDEs   matrix (GDDIM, MatrixAdams)  splitting (SSCS)
+    correctors    corrector
+"""
 
 from sde.solvers import grids
 from sde.solvers.adams import Adams
