@@ -1,5 +1,7 @@
 """Solvers: how the way back is walked.
 
+What is where:
+
     the loop      solver (what a solver is)  integrate (the one loop, records)  sampling (`sample`)  defaults  capture
                   reverse (from a model to an SDE)  grids  grid_fit  likelihood
     one step      onestep (Euler, Heun, RK4, DDIM, Ancestral, ...)  churn  stochastic (Milstein, SRA)  seeds
