@@ -23,6 +23,7 @@ from sde.solvers.corrector import AnnealedLangevin, Langevin, PredictorCorrector
 from sde.solvers.defaults import default_solver, default_times
 from sde.solvers.deis import DEIS, RhoRK
 from sde.solvers.dpm import DPMSolver, DPMSolverPP
+from sde.solvers.exponential import Exponential
 from sde.solvers.grid_fit import fitted_times
 from sde.solvers.integrate import Trajectory, integrate, record, trajectory
 from sde.solvers.likelihood import divergence, log_prob
@@ -41,8 +42,8 @@ from sde.solvers.stochastic import SRA1, SRA3, Milstein
 from sde.solvers.unipc import UniPC
 
 __all__ = [
-    "Solver", "SelfPaced", "ReverseSDE", "trajectory", "integrate", "record", "sample", "State", "Trajectory",
-    "grids", "fitted_times", "default_solver", "default_times",
+    "Solver", "SelfPaced", "Exponential", "ReverseSDE", "trajectory", "integrate", "record", "sample", "State",
+    "Trajectory", "grids", "fitted_times", "default_solver", "default_times",
     "Adams", "AdaptiveHeun", "Ancestral", "AnnealedLangevin", "BogackiShampine", "Churn", "DDIM", "DEIS", "DPMSolver",
     "DPMSolverPP", "DormandPrince", "Euler", "EulerMaruyama", "GDDIM", "Heun", "IPNDM", "Interval", "Langevin",
     "MatrixAdams", "Milstein", "PNDM", "Picard", "PredictorCorrector", "RK4", "Restart", "ReverseDiffusion", "RhoRK",
