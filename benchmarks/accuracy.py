@@ -67,6 +67,12 @@ def distances(ends: Tensor, true: Tensor) -> tuple[float, float]:
     return float(squares.mean().sqrt()), float(squares.median().sqrt())
 
 
+def worst_share(ends: Tensor, true: Tensor) -> float:
+    """Share of the mean square that comes from the worst 1 % of the trajectories."""
+    squares = (ends - true).square().sum(1).sort().values
+    return float(squares[-max(1, len(squares) // 100) :].sum() / squares.sum())
+
+
 @dataclass
 class Measured:
     """A problem's truth, and the runs of all peers on it."""
@@ -216,8 +222,8 @@ class Cell:
     """One target, SDE and budget: a sampler beside the best peer.
 
     `error` and `peer` are root mean squares, `median` and `peer_median` medians. `best` says which configuration the
-    peer's is, `offered` error and name of the best on the grids that libraries offer themselves; `raw` is the sampler's
-    error on the target before standardisation.
+    peer's is, `offered` error and name of the best on the grids that libraries offer themselves; `worst` is the share
+    of the worst 1 % of trajectories in the sampler's mean square, `raw` its error on the target before standardisation.
     """
 
     target: str
@@ -230,6 +236,7 @@ class Cell:
     peer_median: float
     best: str
     offered: tuple[float, str] = (math.inf, "none")
+    worst: float = 0.0
     raw: float = math.nan
 
     @property
@@ -311,14 +318,16 @@ def cells(given: Measured, sampler: Sampler, budgets: Sequence[int], raw: bool =
     for budget in budgets:
         model = Counted(target, here.forward)
         with torch.no_grad():
-            rms, median = distances(sampler(model, here.x, budget), given.truth)
+            ends = sampler(model, here.x, budget)
+            rms, median = distances(ends, given.truth)
             beside = math.nan
             if raw:
                 other, start = here.raw()
                 other = sde.ExactScore(Quick(here.truth), other.sde)
                 beside = distances(sampler(other, start, budget), here.end(given.truth))[0] / here.truth.scale
         peer, name = given.best(budget)
-        known = {"peer": peer, "best": name, "peer_median": given.best(budget, 2)[0], "raw": beside}
+        known: dict[str, Any] = {"worst": worst_share(ends, given.truth)}
+        known |= {"peer": peer, "best": name, "peer_median": given.best(budget, 2)[0], "raw": beside}
         known["offered"] = given.best(budget, offered=True)
         found.append(Cell(here.target, here.kind, budget, rms, median, model.calls, **known))
     return found

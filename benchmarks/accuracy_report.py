@@ -27,9 +27,10 @@ def reason(cell: Cell) -> str:
     """Why a cell is lost, as far as its numbers tell."""
     known = REASONS.get(f"{cell.target} {cell.kind} {cell.budget}")
     said = [known] if known else []
+    if cell.worst > 0.9:
+        said.append(f"{cell.worst:.0%} of the mean square is that of the worst 1 % of trajectories: another mode")
     if cell.median_ratio >= 1:
-        times = number(cell.median_ratio, 2)
-        said.append(f"ours is ahead by the median ({times}×): the mean is that of the few that end in another mode")
+        said.append(f"ours is ahead by the median ({number(cell.median_ratio, 2)}×)")
     if cell.offered_ratio >= 1:
         said.append("the peer is on a grid that it does not offer itself")
     if cell.budget <= 10:
