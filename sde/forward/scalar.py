@@ -137,8 +137,10 @@ class ScalarSDE(ForwardSDE):
 
     def levels_on(self, x: Tensor, t: float | Tensor) -> tuple[Coefficient, Coefficient]:
         """alpha and sigma at t, shaped to multiply x."""
+        if type(t) is Node:
+            return self.all_rates(t)[:2]
         alpha, sigma = self.levels(t)
-        return (alpha, sigma) if type(t) is Node else (expand(alpha, x), expand(sigma, x))
+        return expand(alpha, x), expand(sigma, x)
 
     def rates_on(self, x: Tensor, t: float | Tensor) -> tuple[Coefficient, Coefficient, Coefficient, Coefficient]:
         """alpha, sigma, alpha', sigma' at t, shaped to multiply x."""

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from sde.forward import ForwardSDE, Point, ScalarSDE
 from sde.forward.point import Pairs
-from sde.nodes import Node, Table
+from sde.nodes import Node, Table, by_value, remembered
 from sde.random import Generator
 from sde.score.param import PARAMS, SCALAR_ONLY, endpoints
-from sde.shape import Coefficient, as_time, expand, lincomb, placed, scaled
+from sde.shape import ROUNDING, Coefficient, as_time, expand, lincomb, placed, scaled
 
 
 class Model(nn.Module):
@@ -155,6 +155,9 @@ class Regression:
         return at.alpha, at.c_in, endpoints(at.alpha, at.sigma, at.p, at.q), at.clock
 
 
+ONE = 1.0
+"""A gain that is no operation, known by being this very object."""
+
 Row = tuple[Coefficient, Coefficient, Pairs, Tensor]
 """alpha, c_in, the endpoints' pairs, the clock."""
 
@@ -251,7 +254,8 @@ class ScoreModel(Model):
     def _raw(self, u: Tensor, c_in: Coefficient, clock: Tensor, cond: dict[str, Any]) -> Tensor:
         """F, the network's raw output."""
         # As self.net(...), without the search through parameters and buffers that nn.Module makes for a name.
-        raw: Tensor = self._modules["net"](scaled(c_in, u), clock, **cond)  # pyright: ignore[reportOptionalCall]
+        net = self._modules["net"]
+        raw: Tensor = net(u if c_in is ONE else scaled(c_in, u), clock, **cond)  # pyright: ignore[reportOptionalCall]
         if raw.shape != u.shape:
             raise ValueError(
                 f"net returned shape {tuple(raw.shape)} for x of shape {tuple(u.shape)}: return one like x"
@@ -267,11 +271,22 @@ class ScoreModel(Model):
 
     def _rows(self, y: Tensor, table: Table) -> list[Row]:
         """For each time of a grid its numbers, and the clock as the network takes it: (B,)."""
-        owner = self.regression
-        numbers = table.numbers(owner, "numbers", owner.numbers)
-        clock = torch.tensor([row[3] for row in numbers], dtype=torch.promote_types(y.dtype, torch.float32))
-        clocks = placed(clock, y.device, clock.dtype).unsqueeze(1).expand(-1, y.shape[0]).unbind(0)
-        return [(alpha, c_in, pairs, c) for (alpha, c_in, pairs, _), c in zip(numbers, clocks, strict=True)]
+        owner, size, dtype = self.regression, y.shape[0], torch.promote_types(y.dtype, torch.float32)
+
+        def make() -> list[Row]:
+            numbers = table.numbers(owner, "numbers", owner.numbers)
+            with torch.inference_mode(False):  # they serve runs with gradients too
+                clock = placed(torch.tensor([row[3] for row in numbers], dtype=dtype), y.device, dtype)
+                clocks = clock.unsqueeze(1).expand(-1, size).unbind(0)
+            return [
+                (alpha, ONE if abs(c_in - 1) < ROUNDING else c_in, pairs, c)
+                for (alpha, c_in, pairs, _), c in zip(numbers, clocks, strict=True)
+            ]
+
+        # A view of one number in several places cannot be written to, so that no network can spoil it for the next run.
+        if y.is_cpu and size > 1 and by_value(owner):
+            return remembered((owner, "rows", table.values, size, dtype), make)
+        return make()
 
     def _coefficients(self, y: Tensor, t: float | Tensor) -> Row:
         """The same at one time for all samples, or one for each, shaped to multiply y."""
