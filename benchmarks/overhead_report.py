@@ -88,7 +88,9 @@ def report(result: Result) -> str:
         f"## Where a peer is quicker, of any kind: {len(lost)} of {_count(result)} settings",
         harness.table(
             ["rule", "sde", "quickest peer", "evaluations", "sde, µs", "peer, µs", "peers ahead"], lost, left=3
-        ),
+        )
+        if lost
+        else "None.",
         "## Every loop",
         _everything(result),
         "## Not measured",
