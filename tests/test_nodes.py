@@ -85,7 +85,8 @@ def test_by_value() -> None:
         assert by_value(thing)
     for thing in (
         [1.0], torch.ones(1), Named(), Loose(), Unequal(), sde.Tabulated.linear(),
-        sde.FromCoefficients(f=lambda t: -t, g=lambda t: 1 + t), (1.0, [2.0]), sde.score.model.Regression(sde.Tabulated.linear(), "edm", 0.5),
+        sde.FromCoefficients(f=lambda t: -t, g=lambda t: 1 + t), (1.0, [2.0]),
+        sde.score.model.Regression(sde.Tabulated.linear(), "edm", 0.5),
     ):  # fmt: skip
         assert not by_value(thing)
 
