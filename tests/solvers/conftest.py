@@ -25,8 +25,6 @@ SOLVERS = {
     "PNDM": sde.PNDM,
     "SASolver": sde.SASolver,
     "SRA3": sde.SRA3,
-    "Churn": sde.Churn,
-    "GDDIM": sde.GDDIM,
     "DormandPrince": lambda: sde.DormandPrince(rtol=1e-3),
     "Picard": sde.Picard,
     "Langevin": lambda: sde.PredictorCorrector(sde.EulerMaruyama(), sde.Langevin()),

@@ -35,7 +35,6 @@ SOLVERS = {
     "Ancestral": sde.Ancestral(),
     "DDIM": sde.DDIM(),
     "Adams": sde.Adams(),
-    "Adams(5), full": sde.Adams(5, start="full"),
     "Adams(3, x0)": sde.Adams(3, "x0", corrector=False, start="full"),
     "DPMSolver(2)": sde.DPMSolver(2),
     "DPMSolver(3)": sde.DPMSolver(3),
@@ -55,7 +54,8 @@ SOLVERS = {
     "MatrixAdams": sde.MatrixAdams(),
 }
 QUICK = [
-    *[(name, "VP") for name in SOLVERS],
+    *[(name, "VP") for name in SOLVERS if name not in ("GDDIM(2)", "MatrixAdams")],
+    *[("GDDIM(2)", "CLD"), ("MatrixAdams", "CLD")],
     *[("Heun", "EDM"), ("DDIM", "Flow"), ("ReverseDiffusion", "VE"), ("RK4", "Tabulated, one cell")],
     *[("Ancestral", "CLD"), ("Heun", "CLD"), ("ReverseDiffusion", "MatrixSDE")],
 ]
@@ -68,6 +68,8 @@ def keeps_its_orders(solver, forward, etas):
     for name, fit in fits.items():
         low = declared[name.split()[0]]
         high = SOLVERS[solver].nominal or low if name.startswith("order") else low
+        if name.startswith("strong") and (SOLVERS[solver].nominal or SOLVERS[solver].order) > low:
+            high = low + 0.3  # a rule of higher order comes to its strong order from above
         assert low - 0.2 <= fit.value <= max(low, high) + 0.2, f"{name}: {fit}"
     return fits
 
@@ -75,14 +77,16 @@ def keeps_its_orders(solver, forward, etas):
 @pytest.mark.parametrize(("solver", "forward"), QUICK)
 def test_orders(solver, forward):
     fits = keeps_its_orders(solver, forward, etas=(1.0,))
-    assert ("strong order at eta=1" in fits) == (solver != "Adams")
+    assert ("strong order at eta=1" in fits) == (SOLVERS[solver].strong is not None)
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("forward", SDES)
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_orders_of_the_full_product(solver, forward):
-    if solver == "Adams" and isinstance(SDES[forward], sde.MatrixSDE):
+    try:
+        SOLVERS[solver].check(sde.ReverseSDE(sde.ExactScore(gaussian(), SDES[forward]), SOLVERS[solver].eta))
+    except ValueError:
         pytest.skip("refused")
     keeps_its_orders(solver, forward, etas=(0.3, 0.5, 1.0, 1.5))
 
