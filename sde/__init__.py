@@ -100,7 +100,7 @@ from sde.solvers import (
     sample,
     trajectory,
 )  # fmt: skip
-from sde.train import History, fit, fit_steps, load, save
+from sde.train import History, fit, fit_steps, load, pretrained, save
 
 if TYPE_CHECKING:
     from sde import checks, data, metrics, plot
@@ -123,7 +123,7 @@ __all__ = [
     "SASolver", "SEEDS", "SRA1", "SRA3", "SSCS", "ScipySolver", "TorchdiffeqSolver", "UniPC",
     "log_prob",
     # training
-    "fit", "fit_steps", "History", "save", "load",
+    "fit", "fit_steps", "History", "save", "load", "pretrained",
     # noise
     "Noise", "WhiteNoise", "BrownianPath",
     # rooms

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,17 +67,32 @@ def _nearby(path: Path, suffix: str) -> list[Path]:
     return sorted(found)[:20]
 
 
+def checkpoint(name: str | None) -> Path:
+    """The file of a model: a path, or the name of a network that comes with the package."""
+    there = sde.train.shipped()
+    key = (name or "").lower().replace("_", "-")
+    return there[key] if key in there and not Path(key).exists() else existing(name, "checkpoint", ".safetensors")
+
+
+def shipped(path: Path) -> bool:
+    """Whether a file is one of those that come with the package, beside which nothing is written."""
+    return path in sde.train.shipped().values()
+
+
 def load(path: Path, device: str | torch.device = "cpu") -> sde.ScoreModel:
     """The model of a file that `sde train` or `sde.save` wrote."""
     try:
-        return sde.load(path, device=device)
+        return (sde.load(path).float() if shipped(path) else sde.load(path)).to(device)
     except (sde.train.CheckpointError, OSError) as error:
         raise Mistake(str(error)) from error
 
 
 def event_shape(model: sde.ScoreModel) -> tuple[int, ...]:
-    """Shape of one sample: that of the mean the model was made with, or as many numbers as its network takes."""
-    return tuple(model.mean.shape) or (int(getattr(model.net, "dim", 1)),)
+    """Shape of one sample: that of the mean the model was made with, or what its network takes."""
+    net = model.net
+    if len(model.mean.shape) < 3 and hasattr(net, "channels") and hasattr(net, "size"):
+        return int(getattr(net, "channels")), int(getattr(net, "size")), int(getattr(net, "size"))  # noqa: B009
+    return tuple(model.mean.shape) or (int(getattr(net, "dim", 1)),)
 
 
 def position(model: sde.ScoreModel, x: torch.Tensor) -> torch.Tensor:
@@ -85,8 +100,8 @@ def position(model: sde.ScoreModel, x: torch.Tensor) -> torch.Tensor:
     return x[:, 0] if isinstance(model.sde, sde.MatrixSDE) else x
 
 
-def with_labels(model: sde.ScoreModel, n: int, label: int | None = None) -> sde.Model:
-    """The model given a class for each of n samples, all classes in turn by default; itself if it knows none."""
+def with_labels(model: sde.ScoreModel, which: Sequence[int], label: int | None = None) -> sde.Model:
+    """The model given a class for each sample, by default that of its number in turn; itself if it knows none."""
     classes = int(getattr(model.net, "classes", 0))
     if not classes:
         if label is not None:
@@ -94,7 +109,7 @@ def with_labels(model: sde.ScoreModel, n: int, label: int | None = None) -> sde.
         return model
     if label is not None and not 0 <= label < classes:
         raise Mistake(f"label must be 0 to {classes - 1}, got {label}")
-    y = torch.arange(n) % classes if label is None else torch.full((n,), label)
+    y = torch.tensor([i % classes if label is None else label for i in which])
     return model.given(label=y.to(model.placement()[0]))
 
 

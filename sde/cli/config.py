@@ -84,13 +84,20 @@ class Sample:
     label: int | None = None
     """Class to draw from, where the network knows classes; all in turn without one."""
     seed: int = 0
-    """Of the noise."""
-    batch: int = 10_000
-    """Samples drawn at a time."""
+    """Of the noise: each sample has a generator of its own, of this seed and its number."""
+    batch: int = 1000
+    """Samples drawn at a time; what a sample is does not depend on it."""
     device: str = "cpu"
-    """cpu, cuda, cuda:1, mps."""
+    """cpu, cuda, cuda:1, mps; under `accelerate launch` cuda is the GPU of each process."""
+    precision: str = "float32"
+    """Of the network: float32, bfloat16, float16."""
+    compile: bool = False
+    """Record each batch as CUDA graphs."""
+    resume: bool = True
+    """Go on with a draw that was stopped; resume=false begins anew."""
     out: Path | None = None
-    """File: .npz or .safetensors, with a .png beside it; or .png alone. Without one, samples.npz beside the model."""
+    """File .npz or .safetensors, with a .png beside it; .png alone; or a folder, for one PNG an image. Without one,
+    samples.npz beside the model."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 
+from sde import train
 from sde.cli.choice import arguments
 from sde.cli.mistakes import unknown
 from sde.cli.names import TABLES
@@ -20,19 +21,21 @@ TITLES = {
     "coupling": "couplings of noise and data",
     "grid": "time grids",
     "recipe": "recipes, for `sde train`",
+    "pretrained": "trained networks, for `sde sample` and `sde plot`",
 }
 
 
 def listing(argv: Sequence[str]) -> int:
     """Run the command; 0 if all went well."""
-    kinds = [*TABLES, "recipe"]
+    kinds = list(TITLES)
     asked = [word.lower().removesuffix("s") if word.lower() not in kinds else word.lower() for word in argv]
     for word in asked:
         if word not in kinds:
             raise unknown("kind", word, kinds)
     for kind in asked or kinds:
         print(f"{TITLES[kind]}:")
-        for name, *lines in recipes() if kind == "recipe" else [(n, *about(kind, n)) for n in TABLES[kind]]:
+        own = {"recipe": recipes, "pretrained": trained}.get(kind)
+        for name, *lines in own() if own else [(n, *about(kind, n)) for n in TABLES[kind]]:
             print(f"  {name:<18} {lines[0]}", *lines[1:], sep=f"\n  {'':<18} ")
         print()
     return 0
@@ -51,6 +54,11 @@ def about(kind: str, name: str) -> list[str]:
 def recipes() -> list[tuple[str, str]]:
     """Name and first comment of each shipped recipe."""
     return [(p.stem, p.read_text(encoding="utf-8").split("\n")[0].lstrip("# ")) for p in sorted(RECIPES.glob("*.toml"))]
+
+
+def trained() -> list[tuple[str, str]]:
+    """Name and note of each network that comes with the package."""
+    return [(name, str(train.note(path).get("about", ""))) for name, path in train.shipped().items()]
 
 
 def _short(value: object) -> str:

@@ -76,7 +76,7 @@ def of_model(model: sde.ScoreModel, path: Path, config: Plot) -> Drawers:
 
 def both_ways(model: sde.ScoreModel, noise: Tensor, config: Plot) -> Runs:
     """From the same noise by the reverse SDE and by the probability flow; a coupled model knows only the latter."""
-    given = common.with_labels(model, len(noise))
+    given = common.with_labels(model, range(len(noise)))
     times = sde.grids.data_scaled(model.sde, config.steps, model.data_scale())
     ways = {"reverse SDE": 1.0, "probability flow": 0.0}
     runs = {}

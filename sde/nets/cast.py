@@ -10,13 +10,16 @@ from torch import Tensor, nn
 
 
 class Cast(nn.Module):
-    """A copy of a network whose weights have another dtype; states stay in theirs, so that a solver's sums lose nothing.
+    """A copy of a network with weights in another dtype; states stay in theirs, so that a solver's sums lose nothing.
 
     Buffers (frequencies of time features, statistics) keep their dtype, as rounding them would change what they say.
 
     Args:
         net: The network, which is copied.
         dtype: Of weights and activations: torch.bfloat16, say.
+
+    Attributes:
+        state_dtype: The dtype of what goes in and comes out, that of the network before.
 
     Example:
         >>> import torch, sde
@@ -28,6 +31,7 @@ class Cast(nn.Module):
     def __init__(self, net: nn.Module, dtype: torch.dtype = torch.bfloat16) -> None:
         super().__init__()
         self.net, self.dtype = copy.deepcopy(net), dtype
+        self.state_dtype = next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.get_default_dtype())
         for p in self.net.parameters():
             if p.is_floating_point():
                 p.data = p.data.to(dtype)

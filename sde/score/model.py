@@ -78,10 +78,11 @@ class Model(nn.Module):
         return Given(self, **cond)
 
     def placement(self) -> tuple[torch.device, torch.dtype]:
-        """Device and floating dtype of the model's first tensor."""
+        """Device and floating dtype of the model's states: its first tensor's, or what a network says (`nets.Cast`)."""
+        said = next((getattr(m, "state_dtype") for m in self.modules() if hasattr(m, "state_dtype")), None)  # noqa: B009
         for tensor in chain(self.parameters(), self.buffers()):
             if tensor.is_floating_point():
-                return tensor.device, tensor.dtype
+                return tensor.device, said or tensor.dtype
         return torch.device("cpu"), torch.get_default_dtype()
 
 

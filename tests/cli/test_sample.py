@@ -27,7 +27,7 @@ def test_samples_are_those_of_the_library(cli):
     path = saved_in(cli)
     words = ["n=7", "solver=DDIM", "steps=5", "eta=0.5", "seed=3", "out=x.npz", "grid=karras", "grid.rho=5"]
     assert cli("sample", path, *words)[0] == 0
-    model, rng = sde.load(path), torch.Generator().manual_seed(3)
+    model, rng = sde.load(path), [torch.Generator().manual_seed(3 * 1_000_003 + i) for i in range(7)]
     noise = model.prior(torch.empty(7, 2), rng)
     times = sde.grids.karras(model.sde, 5, rho=5.0)
     x = sde.sample(model, x=noise, times=times, solver=sde.DDIM(), eta=0.5, generator=rng)
@@ -45,6 +45,89 @@ def test_batches_add_up(cli):
     x = load_file("x.safetensors")["x"]
     assert x.shape == (7, 2)
     assert len(x.unique(dim=0)) == 7
+
+
+def test_a_sample_is_the_same_in_any_batch_and_any_number_of_processes(cli, monkeypatch):
+    path, words = saved_in(cli, classes=3), ["n=7", "steps=3", "solver=Ancestral", "seed=2"]
+    assert cli("sample", path, *words, "out=whole.safetensors")[0] == 0
+    assert cli("sample", path, *words, "batch=2", "out=parts.safetensors")[0] == 0
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("1", "0"):  # the first process waits for what the others have drawn
+        monkeypatch.setenv("RANK", rank)
+        assert cli("sample", path, *words, "batch=2", "out=shared.safetensors")[0] == 0
+        assert Path("shared.safetensors").exists() == (rank == "0")
+    whole, *others = (load_file(f"{name}.safetensors")["x"] for name in ("whole", "parts", "shared"))
+    assert len(whole.unique(dim=0)) == 7
+    for other in others:
+        torch.testing.assert_close(other, whole, rtol=1e-5, atol=1e-6)
+    assert not list(Path().glob("*.parts"))
+
+
+def test_a_draw_that_was_stopped_goes_on(cli, monkeypatch):
+    path, words = saved_in(cli), ["n=6", "batch=2", "steps=2", "out=x.safetensors"]
+    assert cli("sample", path, *words)[0] == 0
+    whole, real, drawn = load_file("x.safetensors")["x"], sde.sample, []
+    Path("x.safetensors").unlink()
+
+    def stopping(*args, **kwargs):
+        drawn.append(1)
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(sde, "sample", stopping)
+    status, out, _ = cli("sample", path, *words)
+    assert status == 130
+    assert "stopped with 4 of 6 samples: the same command goes on from x.safetensors.parts" in out
+    status, _, err = cli("sample", path, "n=6", "batch=2", "steps=4", "out=x.safetensors")
+    assert status == 2
+    assert "another draw (steps was 2, now 4): pass another out=, or resume=false" in err
+    assert cli("sample", path, *words)[0] == 0
+    assert len(drawn) == 4  # two, the one that was stopped, and the one that was missing
+    torch.testing.assert_close(load_file("x.safetensors")["x"], whole)
+
+
+def test_another_model_of_the_same_name_is_another_draw(cli, monkeypatch):
+    path, words = saved_in(cli), ["n=4", "batch=2", "steps=2", "out=x.npz"]
+
+    def stopping(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as during:
+        during.setattr(sde, "sample", stopping)
+        assert cli("sample", path, *words)[0] == 130
+    assert cli("sample", saved_in(cli, forward=sde.EDM()), *words)[0] == 2
+    assert cli("sample", path, *words, "resume=false")[0] == 0
+
+
+def test_a_folder_of_images(cli):
+    from PIL import Image
+
+    path = saved_in(cli, dim=3 * 64, mean=torch.zeros(3, 8, 8))
+    words = ["n=5", "steps=2", "batch=2"]
+    assert cli("sample", path, *words, "out=x.npz")[0] == 0
+    assert cli("sample", path, *words, "out=images")[0] == 0
+    assert sorted(p.name for p in Path("images").iterdir()) == [f"{i:05d}.png" for i in range(5)]
+    x = np.load("x.npz")["x"]
+    for i in range(5):
+        pixels = np.asarray(Image.open(f"images/{i:05d}.png"))
+        np.testing.assert_array_equal(pixels, sde.data.to_uint8(torch.tensor(x[i])).permute(1, 2, 0).numpy())
+    assert is_png("images-grid.png")
+    status, _, err = cli("sample", saved_in(cli), "n=2", "out=images")
+    assert status == 2
+    assert "out=images is a folder, which is for images" in err
+
+
+def test_half_precision_of_the_network_alone(cli):
+    path = saved_in(cli)
+    for name in ("float32", "bfloat16"):
+        assert cli("sample", path, "n=50", "steps=4", f"precision={name}", f"out={name}.npz")[0] == 0
+    one, two = (np.load(f"{name}.npz")["x"] for name in ("float32", "bfloat16"))
+    assert two.dtype == np.float32
+    assert 0 < np.abs(one - two).max() < 0.05
+    status, _, err = cli("sample", path, "precision=bfloat", "out=x.npz")
+    assert status == 2
+    assert "did you mean bfloat16?" in err
 
 
 def test_images_and_classes(cli):
