@@ -53,7 +53,7 @@ def errors(out: Path, given: argparse.Namespace) -> str:
 def noises(out: Path, given: argparse.Namespace) -> str:
     small: dict = {"targets": ("ring",), "budgets": (10,), "samples": 500, "final_samples": 2000, "wrong_samples": 500}
     small["wrong_options"] = {"targets": ("ring",), "budgets": (20,), "training": (20,)}
-    result = stochastic.measure(**small) if given.quick else stochastic.measure()
+    result = stochastic.measure(**small) if given.quick else stochastic.measure(jobs=given.jobs)
     pictures.distances(result, out / "stochastic.png")
     return stochastic_report.report(result)
 
@@ -86,7 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
         default="fresh",
         help="accuracy: measure the peers anew, which takes an hour and more, or take what the last run kept in out/",
     )
-    parser.add_argument("--jobs", type=int, default=1, help="accuracy: problems measured at once (default 1)")
+    parser.add_argument("--jobs", type=int, default=1, help="accuracy, stochastic: problems at once (default 1)")
     parser.add_argument("--unseen", type=int, nargs="*", metavar="SEED", help="accuracy: other unseen targets")
     given = parser.parse_args(arguments)
     unknown = sorted(set(given.which) - set(BENCHMARKS))

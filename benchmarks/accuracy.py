@@ -18,9 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import multiprocessing
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ import torch
 from torch import Tensor
 
 import sde
+from benchmarks import harness
 from benchmarks.accuracy_field import Field, Quick, SpentError, truth
 from benchmarks.accuracy_peers import TOLERANCES, Adaptive, Rule
 from benchmarks.accuracy_targets import SEEDS, TARGETS, Problem, problem
@@ -382,14 +381,19 @@ def measure(
     skipped: list[str] = []
     tables, kept = {"seen": Table([]), "unseen": Table([])}, []
     names = {rule.library for rule in rivals(skipped)}
-    asked = [(target, kind, fresh, budgets, batch, None, cache) for target in (*targets, *unseen) for kind in KINDS]
-    for given in _spread(asked, jobs):
+    names_of_all = (*targets, *unseen)
+    asked = [(target, kind, fresh, budgets, batch, None, cache) for target in names_of_all for kind in KINDS]
+    asked.sort(key=lambda each: -problem(*each[:2], 1).truth.means.numel())  # the longest first
+    found = {}
+    for given in harness.spread(measured, asked, jobs):
+        found[given.problem.target, given.problem.kind] = given
+        print(f"  {given.problem.name}: {len(given.runs)} configurations of peers", flush=True)
+    for given in (found[target, kind] for target in names_of_all for kind in KINDS):
         which = "seen" if given.problem.target in targets else "unseen"
         tables[which].cells += cells(given, sampler, budgets, raw=which == "seen")
         skipped += given.skipped
         if which == "seen":
             kept.append(given)
-        print(f"  {given.problem.name}: {len(given.runs)} configurations of peers", flush=True)
     libraries = {
         (library, kind, budget): geometric(g.best(budget, 1, library)[0] for g in kept if g.problem.kind == kind)
         for library in sorted(names)
@@ -415,15 +419,3 @@ def single(kept: list[Measured], budget: int) -> tuple[float, str]:
         errors = [min((max(r[1], FLOOR) for r in g.runs[name] if r[0] <= budget), default=math.inf) for g in kept]
         means.append((geometric(errors), name))
     return min(means, default=(math.inf, "none"))
-
-
-def _spread(asked: list[tuple], jobs: int) -> Iterable[Measured]:
-    """`measured` of each, in order, over so many processes of one thread."""
-    if jobs <= 1:
-        yield from (measured(*each) for each in asked)
-        return
-    fresh = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads
-    with ProcessPoolExecutor(jobs, fresh, torch.set_num_threads, (1,)) as pool:
-        size = {each: problem(*each[:2], 1).truth.means.numel() for each in asked}
-        begun = {each: pool.submit(measured, *each) for each in sorted(asked, key=lambda each: -size[each])}
-        yield from (begun[each].result() for each in asked)

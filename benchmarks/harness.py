@@ -12,15 +12,18 @@ from __future__ import annotations
 
 import gc
 import math
+import multiprocessing
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -137,3 +140,14 @@ def versions(packages: Iterable[str]) -> str:
         except metadata.PackageNotFoundError:
             continue
     return ", ".join(found)
+
+
+def spread(run: Callable[..., Any], asked: Sequence[tuple], jobs: int) -> Iterable[Any]:
+    """`run` of each, in order, over so many processes of one thread; put what takes longest first."""
+    if jobs <= 1:
+        yield from (run(*each) for each in asked)
+        return
+    fresh = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads
+    with ProcessPoolExecutor(jobs, fresh, torch.set_num_threads, (1,)) as pool:
+        begun = [pool.submit(run, *each) for each in asked]
+        yield from (each.result() for each in begun)

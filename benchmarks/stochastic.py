@@ -24,6 +24,7 @@ from torch import Tensor
 
 import sde
 import sde.solvers
+from benchmarks import harness
 from benchmarks.accuracy_field import Field, Quick
 from benchmarks.accuracy_peers import Rule
 from benchmarks.accuracy_targets import Problem, problem, standard
@@ -259,7 +260,7 @@ def race(
     return scores
 
 
-def finalists(scores: list[Score], each: int = 5) -> set[tuple[int, str, str, str]]:
+def finalists(scores: list[Score], each: int = 3) -> set[tuple[int, str, str, str]]:
     """The best samplers of ours and of the peers at each budget, each on its best grid; and the flow as it is."""
     found = {(s.budget, s.library, s.name, s.grid) for s in scores if s.name == FLOW and s.grid == "data_scaled"}
     for budget in {s.budget for s in scores}:
@@ -294,31 +295,43 @@ def measured_by(given: Problem, samples: int) -> Ruler:
     return Ruler(sde.Mixture(law.weights, alpha * law.means, alpha**2 * law.covs), sigma, samples)
 
 
+def cells(
+    target: str, kind: str, budgets: Sequence[int], samples: int, final_samples: int
+) -> tuple[list[Score], list[Score], tuple[float, float], list[str]]:
+    """The race on one exact score, its finals, floor and tie of the finals, and what was skipped."""
+    from benchmarks.stochastic_peers import PEERS
+
+    skipped: list[str] = []
+    rules = collect(PEERS, skipped)
+    given = problem(target, kind, samples)
+    scores = race(given, measured_by(given, samples), budgets, rules, skipped)
+    many = final_samples if given.x.shape[1] <= 4 else final_samples // 4
+    given = problem(target, kind, many)
+    ruler = measured_by(given, many)
+    finals = race(given, ruler, budgets, rules, skipped, finalists(scores))
+    return scores, finals, (ruler.floor, ruler.tie), skipped
+
+
 def measure(
     targets: Sequence[str] = TARGETS,
     budgets: Sequence[int] = BUDGETS,
-    samples: int = 10_000,
-    final_samples: int = 200_000,
+    samples: int = 5_000,
+    final_samples: int = 50_000,
     wrong_samples: int = 20_000,
     wrong_options: dict[str, Any] | None = None,
+    jobs: int = 1,
 ) -> Result:
-    """The race on exact scores, the finals of its best with more samples, then the wrong scores."""
-    from benchmarks.stochastic_peers import PEERS
+    """The race on exact scores, the finals of its best with more samples, then the wrong scores; `jobs` at once."""
     from benchmarks.stochastic_wrong import errors
 
-    skipped: list[str] = []
-    rules, scores, finals, rulers = collect(PEERS, skipped), [], [], {}
-    for target in targets:
-        for kind in KINDS:
-            given = problem(target, kind, samples)
-            found = race(given, measured_by(given, samples), budgets, rules, skipped)
-            scores += found
-            many = final_samples if given.x.shape[1] <= 4 else final_samples // 4
-            given = problem(target, kind, many)
-            ruler = measured_by(given, many)
-            rulers[target, kind] = (ruler.floor, ruler.tie)
-            finals += race(given, ruler, budgets, rules, skipped, finalists(found))
-            print(f"  {given.name}: {len(scores)} runs, floor {ruler.floor:.3g}, tie {ruler.tie:.3g}", flush=True)
-    wrong, wrong_rulers = errors(wrong_samples, **(wrong_options or {}))
+    asked = [(target, kind, budgets, samples, final_samples) for target in targets for kind in KINDS]
+    scores, finals, rulers, skipped = [], [], {}, []
+    for (target, kind, *_), found in zip(asked, harness.spread(cells, asked, jobs), strict=True):
+        scores += found[0]
+        finals += found[1]
+        rulers[target, kind] = floor, tie = found[2]
+        skipped += found[3]
+        print(f"  {target}, {kind}: {len(found[0])} runs, floor {floor:.3g}, tie {tie:.3g}", flush=True)
+    wrong, wrong_rulers = errors(wrong_samples, jobs=jobs, **(wrong_options or {}))
     once = list(dict.fromkeys(skipped))
     return Result(scores, finals, rulers, wrong, wrong_rulers, samples, final_samples, once)

@@ -117,7 +117,7 @@ def report(result: Result) -> str:
         "# Stochastic samplers: sliced W2 against evaluations",
         f"{harness.machine()}. Peers: {harness.versions(PACKAGES)}; score_sde and EDM by their formulas.",
         "Sliced Wasserstein distance between samples and the exact marginal at t_min, in units of the data's scale, "
-        f"under {' and '.join(KINDS)}. Every sampler runs on several grids with {result.samples} samples; the five "
+        f"under {' and '.join(KINDS)}. Every sampler runs on several grids with {result.samples} samples; the three "
         "best of ours and of the peers at each budget, each on its best grid, run again with "
         f"{result.final_samples} (a quarter of that in more than four dimensions). The floor is the distance of as "
         "many exact draws, and what lies within three standard deviations of it is a tie. `flow` is `sde.sample` as it "

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 import sde
+from benchmarks import harness
 from benchmarks.accuracy_field import Quick
 from benchmarks.accuracy_targets import Problem, problem, standard
-from benchmarks.stochastic import FLOW, Ours, Score, corrected, measured_by, run, solver_class
+from benchmarks.stochastic import FLOW, Ours, Score, corrected, measured_by, run
 
 BUDGETS = (20, 50, 100)
 TRAINING = (2000, 300)
@@ -105,33 +106,33 @@ def errors(
     samples: int,
     targets: Sequence[str] = TARGETS,
     budgets: Sequence[int] = BUDGETS,
-    solvers: Sequence[Ours] = SOLVERS,
     training: Sequence[int] = TRAINING,
+    jobs: int = 1,
 ) -> tuple[list[Score], dict[tuple[str, str], tuple[float, float]]]:
     """Distances to the true law of every solver under every score, on VP; floor and tie by target."""
     scores, rulers = [], {}
-    here = [one for one in solvers if _is_here(one)]
-    for target in targets:
-        given = problem(target, "VP", samples)
-        ruler = measured_by(given, samples)
-        rulers[target, "VP"] = (ruler.floor, ruler.tie)
-        for name, make in models(given, training).items():
-            model = make()
-            x = given.x if name[:7] != "network" else given.x.float()
-            with torch.no_grad():
-                for budget in budgets:
-                    for one in here:
-                        ends = run(model, x, one, budget)
-                        if ends is not None:
-                            scores.append(Score(target, name, budget, "sde", one.label, "data_scaled", ruler(ends)))
-            print(f"  {target}, {name}: {len(scores)} runs", flush=True)
+    names = {target: list(models(problem(target, "VP", samples), training)) for target in targets}
+    asked = [(target, name, samples, budgets, tuple(training)) for target in targets for name in names[target]]
+    for (target, name, *_), (found, ruler) in zip(asked, harness.spread(one_score, asked, jobs), strict=True):
+        scores += found
+        rulers[target, "VP"] = ruler
+        print(f"  {target}, {name}: {len(found)} runs", flush=True)
     return scores, rulers
 
 
-def _is_here(one: Ours) -> bool:
-    """Whether this version has the solver."""
-    names = [one.name, *(v for v in one.options.values() if isinstance(v, str) and v[:1].isupper())]
-    try:
-        return all(solver_class(name) for name in names if name)
-    except ImportError:
-        return False
+def one_score(
+    target: str, name: str, samples: int, budgets: Sequence[int], training: Sequence[int]
+) -> tuple[list[Score], tuple[float, float]]:
+    """Every solver under one score of one target; floor and tie."""
+    given = problem(target, "VP", samples)
+    ruler = measured_by(given, samples)
+    model = models(given, training)[name]()
+    x = given.x.float() if name.startswith("network") else given.x
+    scores = []
+    with torch.no_grad():
+        for budget in budgets:
+            for one in SOLVERS:
+                ends = run(model, x, one, budget)
+                if ends is not None:
+                    scores.append(Score(target, name, budget, "sde", one.label, "data_scaled", ruler(ends)))
+    return scores, (ruler.floor, ruler.tie)
