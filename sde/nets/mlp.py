@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sde.nets.embed import Fourier, Sinusoidal
+from sde.nets.embed import TIMES, checked
 
 
 class _Block(nn.Module):
@@ -62,9 +62,8 @@ class MLP(nn.Module):
                 raise ValueError(f"{name} must be at least 1, got {value}: MLP(dim=2, width=128, depth=3), say")
         if classes < 0:
             raise ValueError(f"classes must be 0 or more, got {classes}: 0 is a net without classes")
-        kinds = {"fourier": Fourier, "sinusoidal": Sinusoidal}
-        if time not in kinds:
-            raise ValueError(f"time must be one of {', '.join(kinds)}, got {time!r}")
+        if time not in TIMES:
+            raise ValueError(f"time must be one of {', '.join(TIMES)}, got {time!r}")
         self.dim, self.width, self.depth, self.classes, self.features, self.time = (
             dim,
             width,
@@ -73,7 +72,7 @@ class MLP(nn.Module):
             features,
             time,
         )
-        self.embed = kinds[time](features)
+        self.embed = TIMES[time](features)
         self.label = nn.Embedding(classes + 1, features) if classes else None
         self.inward, self.outward = nn.Linear(dim, width), nn.Linear(width, dim)
         self.blocks = nn.ModuleList(_Block(width, features) for _ in range(depth))
@@ -92,19 +91,10 @@ class MLP(nn.Module):
         e = self.embed(c).to(flat.dtype)
         if self.label is not None:
             nobody = torch.full((len(flat),), self.classes, device=x.device)
-            e = e + self.label(nobody if label is None else self._checked(label, len(flat)))
+            e = e + self.label(nobody if label is None else checked(label, len(flat), self.classes))
         elif label is not None:
             raise ValueError("label was given to a net without classes: make it with classes=10, say")
         h = self.inward(flat)
         for block in self.blocks:
             h = block(h, e)
         return self.outward(h).reshape(x.shape)
-
-    def _checked(self, label: Tensor, size: int) -> Tensor:
-        if label.shape != (size,):
-            raise ValueError(f"label has shape {tuple(label.shape)}, expected ({size},): one class to each sample")
-        # A look at the values would halt a GPU, and break a compiled graph.
-        seen = label.device.type == "cpu" and label.numel() and not torch.compiler.is_compiling()
-        if seen and not 0 <= int(label.min()) <= int(label.max()) <= self.classes:
-            raise ValueError(f"label must be 0 to {self.classes} ({self.classes}: no class), got {label.tolist()[:8]}")
-        return label
