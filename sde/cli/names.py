@@ -76,6 +76,10 @@ DATA: Table = {
     "s_curve": data.s_curve,
     "picture": data.from_picture,
     "digits": data.digits,
+    "mnist": data.mnist,
+    "fashion_mnist": data.fashion_mnist,
+    "cifar10": data.cifar10,
+    "image_folder": data.image_folder,
 }
 
 NETS: Table = {"MLP": nets.MLP}
