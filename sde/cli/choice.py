@@ -119,7 +119,7 @@ def make(kind: str, choice: Choice, **ours: Any) -> Any:
         )
     try:
         return maker(**given)
-    except (TypeError, ValueError, OSError) as error:
+    except (TypeError, ValueError, OSError, ImportError) as error:
         raise Mistake(f"{choice.name}: {error}") from error
 
 
