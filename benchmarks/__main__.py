@@ -12,6 +12,8 @@ import torch
 from benchmarks import (
     accuracy,
     accuracy_report,
+    gpu,
+    gpu_nets,
     orders,
     orders_report,
     overhead,
@@ -64,18 +66,31 @@ def slopes(out: Path, given: argparse.Namespace) -> str:
     return orders_report.report(result)
 
 
+def images(out: Path, given: argparse.Namespace) -> str:
+    return gpu.report(gpu.measure(given.quick, given.only, given.minutes))
+
+
+def kernels(out: Path, given: argparse.Namespace) -> str:
+    return "\n".join(gpu.profile(item, given.quick) for item in given.only or ["unet"])
+
+
 BENCHMARKS: dict[str, Callable[[Path, argparse.Namespace], str]] = {
     "overhead": loops,
     "training": fits,
     "accuracy": errors,
     "stochastic": noises,
     "orders": slopes,
+    "gpu": images,
+    "gpu-profile": kernels,
 }
+ON_A_GPU = ("gpu", "gpu-profile")
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("which", nargs="*", help=f"of {', '.join(BENCHMARKS)}; all if none is named")
+    parser.add_argument(
+        "which", nargs="*", help=f"of {', '.join(BENCHMARKS)}; all that this machine can run if none is named"
+    )
     parser.add_argument("--quick", action="store_true", help="a minute instead of many: to see that everything runs")
     parser.add_argument(
         "--out", type=Path, help="where tables and pictures go; benchmarks/results, or out/benchmarks if quick"
@@ -88,14 +103,25 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--jobs", type=int, default=1, help="accuracy, stochastic: problems at once (default 1)")
     parser.add_argument("--unseen", type=int, nargs="*", metavar="SEED", help="accuracy: other unseen targets")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="ITEM",
+        help=f"gpu, gpu-profile: of sampling, {', '.join(gpu_nets.NETWORKS)}, and NETWORK/eager",
+    )  # fmt: skip
+    parser.add_argument(
+        "--minutes", type=float, default=8.0, help="gpu: begin nothing that would end later (default 8)"
+    )
     given = parser.parse_args(arguments)
     unknown = sorted(set(given.which) - set(BENCHMARKS))
     if unknown:
         parser.error(f"no benchmark is called {unknown[0]!r}: choose from {', '.join(BENCHMARKS)}")
+    strange = [item for item in given.only if item.removesuffix("/eager") not in (*gpu_nets.NETWORKS, "sampling")]
+    if strange:
+        parser.error(f"--only has no item {strange[0]!r}: choose from sampling, {', '.join(gpu_nets.NETWORKS)}")
+    usual = [name for name in BENCHMARKS if torch.cuda.is_available() or name not in ON_A_GPU]
     out = given.out or (Path("out/benchmarks") if given.quick else Path(__file__).parent / "results")
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    for name in given.which or BENCHMARKS:
+    for name in given.which or usual:
         began = time.monotonic()
         print(f"{name}: measuring ...", flush=True)
         page = BENCHMARKS[name](out, given)

@@ -49,7 +49,9 @@ def angles(rows: int, columns: int, head: int, device: torch.device | None = Non
         torch.Size([2, 16, 4])
     """
     if head % 4:
-        raise ValueError(f"a head's size must be a multiple of 4 for rotary positions, got {head}: width / heads = 64, say")
+        raise ValueError(
+            f"a head's size must be a multiple of 4 for rotary positions, got {head}: width / heads = 64, say"
+        )
     frequencies = torch.logspace(0, -2, head // 4, device=device)
     row, column = (torch.arange(n, device=device)[:, None] * frequencies for n in (rows, columns))
     grid = torch.cat([row[:, None].expand(-1, columns, -1), column[None].expand(rows, -1, -1)], -1).flatten(0, 1)

@@ -23,7 +23,7 @@ from sde.nets.embed import Conditioning
 POSITIONS = ("rotary", "learned")
 
 
-class Layer(nn.Module):
+class _Layer(nn.Module):
     """One transformer block."""
 
     def __init__(self, width: int, heads: int, expansion: int, normed: bool) -> None:
@@ -103,7 +103,7 @@ class DiT(nn.Module):
         n, learned = size // patch, positions == "learned"
         self.place = nn.Parameter(0.02 * torch.randn(n * n, width)) if learned else None
         self.rotary = None if learned else Rotary(n, n, width // heads)
-        self.layers = nn.ModuleList(Layer(width, heads, expansion, normed) for _ in range(depth))
+        self.layers = nn.ModuleList(_Layer(width, heads, expansion, normed) for _ in range(depth))
         self.condition = nn.Linear(width, 2 * width)
         self.outward = nn.Linear(width, channels * patch**2)
         for zero in (self.condition, self.outward):
@@ -148,21 +148,21 @@ class DiT(nn.Module):
         return h + self.place.to(h.dtype), None
 
     @classmethod
-    def S(cls, size: int = 32, patch: int = 2, **changes: Any) -> DiT:  # noqa: N802
+    def S(cls, size: int = 32, patch: int = 2, **changes: Any) -> DiT:
         """Small: 12 blocks of 384, 33M parameters."""
         return cls(**{"size": size, "patch": patch, "width": 384, "depth": 12, "heads": 6, **changes})
 
     @classmethod
-    def B(cls, size: int = 32, patch: int = 2, **changes: Any) -> DiT:  # noqa: N802
+    def B(cls, size: int = 32, patch: int = 2, **changes: Any) -> DiT:
         """Base: 12 blocks of 768, 130M parameters."""
         return cls(**{"size": size, "patch": patch, "width": 768, "depth": 12, "heads": 12, **changes})
 
     @classmethod
-    def L(cls, size: int = 32, patch: int = 2, **changes: Any) -> DiT:  # noqa: N802
+    def L(cls, size: int = 32, patch: int = 2, **changes: Any) -> DiT:
         """Large: 24 blocks of 1024, 458M parameters."""
         return cls(**{"size": size, "patch": patch, "width": 1024, "depth": 24, "heads": 16, **changes})
 
     @classmethod
-    def XL(cls, size: int = 32, patch: int = 2, **changes: Any) -> DiT:  # noqa: N802
+    def XL(cls, size: int = 32, patch: int = 2, **changes: Any) -> DiT:
         """Extra large: 28 blocks of 1152, 675M parameters."""
         return cls(**{"size": size, "patch": patch, "width": 1152, "depth": 28, "heads": 16, **changes})

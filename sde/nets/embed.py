@@ -1,8 +1,8 @@
 r"""Time features: a clock c (B,) as sines and cosines.
 
 An SDE's clock says how noisy a state is, mostly as log(sigma / alpha) / 4 in about [-2, 2] or as t in [0, 1]; a DDPM
-table's clock is its index, 0 to 999. `Fourier` serves the former, `Sinusoidal` the latter. `Conditioning` makes one vector
-of time and class, which image networks modulate their blocks by.
+table's clock is its index, 0 to 999. `Fourier` serves the former, `Sinusoidal` the latter. `Conditioning` makes one
+vector of time and class, which image networks modulate their blocks by.
 """
 
 from __future__ import annotations

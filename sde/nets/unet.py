@@ -4,7 +4,7 @@ A level runs residual blocks at its resolution, hands a smaller image to the lev
 back beside what it had:
 
     level(h) = outward(merge(up(deeper(down(inward(h)))), what inward left on its way)),
-    block(h) = h + conv(silu((1 + scale(e)) norm(conv(silu(norm(h)))) + shift(e))),       h + attention(norm(h)) after it,
+    block(h) = h + conv(silu((1 + scale(e)) norm(conv(silu(norm(h)))) + shift(e))),   then h + attention(norm(h)),
 
 with e the vector of time and class. The lean shape differs where a GPU loses its time. Its norms are root mean squares
 over the channels of one pixel, which need one pass over memory where group norm needs two; they and the convolutions
@@ -48,7 +48,7 @@ def doubled(x: Tensor) -> Tensor:
     return image(y.flatten(3, 4).flatten(1, 2))
 
 
-class Pixel(nn.Module):
+class _Pixel(nn.Module):
     """Each pixel's channels over their root mean square."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class Pixel(nn.Module):
 
 def _norm(kind: str, channels: int) -> nn.Module:
     if kind == "pixel":
-        return Pixel()
+        return _Pixel()
     groups = max(g for g in (1, 2, 4, 8, 16, 32) if channels % g == 0 and (g == 1 or channels >= 4 * g))
     return nn.GroupNorm(groups, channels, eps=1e-6)
 
@@ -79,7 +79,7 @@ def _end(conv: nn.Conv2d, x: Tensor) -> Tensor:
     return conv2d(pad(x, (0, 0, 0, 0, 0, more_in)), weight, bias, padding=1)[:, : conv.out_channels]
 
 
-class Block(nn.Module):
+class _Block(nn.Module):
     """Residual block with time, class and perhaps attention; `resample` shrinks or grows the image within it."""
 
     def __init__(
@@ -123,7 +123,7 @@ class Block(nn.Module):
         return h
 
 
-class Down(nn.Module):
+class _Down(nn.Module):
     """Half the size, by 2×2 pixels to four times the channels and a linear layer, or by a convolution of stride 2."""
 
     def __init__(self, inward: int, outward: int, kind: str) -> None:
@@ -139,8 +139,8 @@ class Down(nn.Module):
         return image(self.mix(y.flatten(3)))  # pyright: ignore[reportOptionalCall]
 
 
-class Up(nn.Module):
-    """Twice the size: the inverse shape of `Down`, or each pixel four times and a convolution."""
+class _Up(nn.Module):
+    """Twice the size: the inverse shape of `_Down`, or each pixel four times and a convolution."""
 
     def __init__(self, inward: int, outward: int, kind: str) -> None:
         super().__init__()
@@ -155,7 +155,7 @@ class Up(nn.Module):
         return image(y.flatten(3, 4).flatten(1, 2))
 
 
-class Level(nn.Module):
+class _Level(nn.Module):
     """One resolution, and the smaller ones within it."""
 
     def __init__(self, net: UNet, depth: int, inward: int) -> None:
@@ -166,7 +166,7 @@ class Level(nn.Module):
         self.concat, kept = net.merge == "concat", [inward] + n * [width]
         self.inward, self.middle, self.outward = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for _ in range(n):
-            self.inward.append(Block(wide, width, *shared, heads))
+            self.inward.append(_Block(wide, width, *shared, heads))
             wide = width
         self.down = self.deeper = self.up = None
         if depth + 1 < len(net.multipliers):
@@ -174,20 +174,20 @@ class Level(nn.Module):
             below = inner if net.resample == "shuffle" else width
             wide = inner if self.concat else width
             if net.resample == "block":
-                self.down = Block(width, below, *shared, resample=halved)
-                self.up = Block(inner, wide, *shared, resample=doubled)
+                self.down = _Block(width, below, *shared, resample=halved)
+                self.up = _Block(inner, wide, *shared, resample=doubled)
             else:
-                self.down, self.up = Down(width, below, net.resample), Up(inner, wide, net.resample)
-            self.deeper = Level(net, depth + 1, below)
+                self.down, self.up = _Down(width, below, net.resample), _Up(inner, wide, net.resample)
+            self.deeper = _Level(net, depth + 1, below)
         elif self.concat:
-            self.middle.append(Block(width, width, *shared, max(1, width // net.head)))
-            self.middle.append(Block(width, width, *shared))
+            self.middle.append(_Block(width, width, *shared, max(1, width // net.head)))
+            self.middle.append(_Block(width, width, *shared))
         if self.concat:
             for extra in reversed(kept):
-                self.outward.append(Block(wide + extra, width, *shared, heads))
+                self.outward.append(_Block(wide + extra, width, *shared, heads))
                 wide = width
         elif self.deeper is not None:
-            self.outward.extend(Block(width, width, *shared, heads) for _ in range(n))
+            self.outward.extend(_Block(width, width, *shared, heads) for _ in range(n))
 
     def forward(self, h: Tensor, e: Tensor) -> Tensor:
         kept = [h]
@@ -212,7 +212,7 @@ class UNet(nn.Module):
         size: Height and width that it is made for. Others work that halve as often.
         width: Channels at the full size.
         multipliers: Channels of each level over width; each level has half the size of the one before.
-        blocks: Residual blocks of each level, on the way in and (one more with "concat") on the way out; a number, or one
+        blocks: Residual blocks of a level on the way in and, one more with "concat", on the way out: a number, or one
             for each level. With "add" the smallest level has no way out.
         attention: Sizes at which attention follows each block.
         head: Channels of an attention head.
@@ -264,7 +264,7 @@ class UNet(nn.Module):
         self._check()
         self.conditioning = Conditioning(features, 4 * features, classes, time)
         self.inward = _conv(channels, width, bias=True)
-        self.level = Level(self, 0, width)
+        self.level = _Level(self, 0, width)
         self.last = _norm(norm, width * self.multipliers[0])
         self.outward = _conv(width * self.multipliers[0], channels, bias=True, gain=0.0)
 
@@ -280,7 +280,8 @@ class UNet(nn.Module):
             raise ValueError(f"multipliers must be one positive number a level, got {self.multipliers}: (1, 2, 4), say")
         if len(self.counts) != len(self.multipliers) or min(self.counts) < 1:
             raise ValueError(
-                f"blocks must be a positive number, or one for each of {len(self.multipliers)} levels, got {self.blocks}"
+                f"blocks must be a positive number, or one for each of {len(self.multipliers)} levels, "
+                f"got {self.blocks}"
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}: a share of numbers, 0.1, say")
@@ -324,19 +325,19 @@ class UNet(nn.Module):
     @classmethod
     def mnist(cls, **changes: Any) -> UNet:
         """For 28×28 pictures of one channel and ten classes, MNIST and Fashion-MNIST: levels of 28, 14 and 7."""
-        shape = {"channels": 1, "size": 28, "width": 32, "multipliers": (1, 2, 4), "blocks": (2, 2, 2)}
+        shape = {"channels": 1, "size": 28, "width": 32, "multipliers": (1, 2, 2), "blocks": (2, 2, 2)}
         return cls(**{**shape, "attention": (7,), "classes": 10, "features": 32, **changes})
 
     @classmethod
     def cifar10(cls, **changes: Any) -> UNet:
         """Lean, of the parameters and operations of `ddpm_cifar10`."""
-        shape = {"width": 128, "multipliers": (1, 2, 4), "blocks": (3, 5, 3), "attention": (8,)}
+        shape = {"width": 128, "multipliers": (1, 2, 4), "blocks": (3, 5, 3), "attention": (8,), "features": 88}
         return cls(**{**shape, **changes})
 
     @classmethod
     def cifar10_small(cls, **changes: Any) -> UNet:
         """Lean, for CIFAR-10 in few megabytes."""
-        shape = {"width": 128, "multipliers": (1, 2, 2), "blocks": (2, 2, 2), "attention": (16, 8)}
+        shape = {"width": 128, "multipliers": (1, 2, 2), "blocks": (2, 1, 1), "attention": (8,), "features": 32}
         return cls(**{**shape, **changes})
 
     @classmethod
