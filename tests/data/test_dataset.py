@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sde.data import Dataset, circles
+from sde.data import Dataset, circles, from_uint8
 
 
 def test_rows_keep_their_labels_and_their_scale():
@@ -35,3 +35,30 @@ def test_unstandardize_follows_the_dtype_of_its_argument():
     data = circles(10)
     assert data.unstandardize(data.x.double()).dtype == torch.float64
     assert data.unstandardize(data.x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_bytes_stay_bytes():
+    data = Dataset(torch.arange(12, dtype=torch.uint8).reshape(3, 1, 2, 2), mean=127.5, scale=127.5)
+    assert repr(data) == "Dataset('data', x=(3, 1, 2, 2) uint8)"
+    assert data[1:].x.dtype == data.to("meta").x.dtype == torch.uint8
+    torch.testing.assert_close(data.unstandardize(data.x), data.x.float())
+    torch.testing.assert_close(data.standardize(data.x), from_uint8(data.x))
+
+
+@pytest.mark.parametrize("n", [1, 255, 256, 257, 1500])
+def test_statistics_of_bytes_are_those_of_their_floats(n, generator):
+    x = torch.randint(0, 256, (n, 3, 4, 5), generator=generator).to(torch.uint8)
+    x[:, 0, 0, 0] = 255  # a pixel that never changes, and the largest sums
+    floats = x.double() / 127.5 - 1
+    mean, scale = Dataset(x).statistics()
+    torch.testing.assert_close(mean, floats.mean(0).float(), atol=1e-7, rtol=1e-6)
+    assert mean[0, 0, 0] == 1
+    assert scale == pytest.approx(float(floats.var(0, correction=0).mean().sqrt()), rel=1e-9, abs=1e-9)
+    for close in (Dataset(floats.float()).statistics(), Dataset(from_uint8(x)).statistics()):
+        torch.testing.assert_close(close[0], mean, atol=1e-6, rtol=1e-6)
+        assert close[1] == pytest.approx(scale, rel=1e-6, abs=1e-6)
+
+
+def test_statistics_of_nothing_are_refused():
+    with pytest.raises(ValueError, match=r"x has shape \(0, 2\): there is nothing to take the mean of"):
+        circles(10)[:0].statistics()
