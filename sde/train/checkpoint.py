@@ -30,7 +30,7 @@ FORMAT = 1
 KEY = "sde"
 """Name of the header's entry: the hash, a space, the manifest."""
 
-BESIDE = ("raw/", "optimizer/", "generator/", "run/")
+BESIDE = ("raw/", "ema/", "optimizer/", "generator/", "run/")
 """Names of tensors that belong to a training run and not to the model."""
 
 

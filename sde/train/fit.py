@@ -9,8 +9,9 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,16 @@ from sde.score import ScoreModel
 from sde.train import inputs
 from sde.train.checkpoint import writable
 from sde.train.couple import Coupling
+from sde.train.ema import Power
 from sde.train.interrupt import deferred
 from sde.train.loss import Weight, unit
 from sde.train.manifest import describe
 from sde.train.resume import restore, save
 from sde.train.run import History, Run, Step
-from sde.train.times import Times, default_times
+from sde.train.settings import Decay, Precision, Settings
+from sde.train.times import Times
+
+Callback = Callable[[Step], Any]
 
 
 def fit_steps(
@@ -35,17 +40,11 @@ def fit_steps(
     steps: int,
     *,
     cond: Mapping[str, Tensor] | None = None,
-    batch: int = 256,
-    lr: float = 1e-3,
-    warmup: int = 100,
-    ema: float = 0.999,
-    weight: Weight = unit,
-    times: Times | None = None,
-    coupling: Coupling | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     generator: torch.Generator | None = None,
+    **settings: Any,
 ) -> Iterator[Step]:
-    """Training step by step; arguments as `fit`.
+    """Training step by step; arguments and defaults as `fit`, up to `channels_last`.
 
     When the generator ends, or is left early and closed, the averaged weights are put into the model, in eval mode.
 
@@ -55,9 +54,7 @@ def fit_steps(
         >>> [s.step for s in sde.fit_steps(model, torch.randn(100, 2), steps=3, batch=16)]
         [1, 2, 3]
     """
-    return _until_left(
-        _start(model, data, steps, cond, batch, lr, warmup, ema, weight, times, coupling, optimizer, generator)
-    )
+    return _until_left(_start(model, data, cond, Settings(steps, **settings), optimizer, generator))
 
 
 def _until_left(run: Run) -> Iterator[Step]:
@@ -71,29 +68,22 @@ def _until_left(run: Run) -> Iterator[Step]:
 def _start(
     model: ScoreModel,
     data: Tensor,
-    steps: int,
     cond: Mapping[str, Tensor] | None,
-    batch: int,
-    lr: float,
-    warmup: int,
-    ema: float,
-    weight: Weight,
-    times: Times | None,
-    coupling: Coupling | None,
+    settings: Settings,
     optimizer: torch.optim.Optimizer | None,
     generator: torch.Generator | None,
 ) -> Run:
     cond = cond or {}
-    inputs.check_numbers(steps, batch, warmup, lr, ema, generator)
-    inputs.check(model, data, cond, coupling)
+    inputs.check_settings(settings, generator)
+    inputs.check(model, data, cond, settings.coupling)
+    inputs.check_fits(settings, model, data, cond)
     inputs.warn_of_scale(model, data, stacklevel=3)
-    steps, batch = int(steps), int(batch)
+    settings = replace(settings, steps=int(settings.steps), batch=int(settings.batch))
     if generator is None:  # a generator of its own, seeded from the global one, so that a run can be resumed
         generator = torch.Generator(data.device).manual_seed(int(torch.randint(2**62, ())))
-    model.coupled = coupling is not None
+    model.coupled = settings.coupling is not None
     model.train()
-    times = times or default_times(model.sde)
-    return Run(model, data, cond, steps, batch, lr, warmup, ema, weight, times, coupling, optimizer, generator)
+    return Run(model, data, cond, settings, optimizer, generator)
 
 
 def fit(
@@ -105,14 +95,23 @@ def fit(
     batch: int = 256,
     lr: float = 1e-3,
     warmup: int = 100,
-    ema: float = 0.999,
+    decay: Decay = "cosine",
+    ema: float | Power = 0.999,
+    clip: float | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
     weight: Weight = unit,
     times: Times | None = None,
     coupling: Coupling | None = None,
-    optimizer: torch.optim.Optimizer | None = None,
     generator: torch.Generator | None = None,
+    flip: bool = False,
+    drop: float = 0.0,
+    precision: Precision = "float32",
+    accumulate: int = 1,
+    compile: bool | str = False,
+    channels_last: bool | None = None,
     every: int = 100,
-    callback: Callable[[Step], Any] | None = None,
+    save_every: int | None = None,
+    callback: Callback | Sequence[Callback] | None = None,
     checkpoint: str | Path | None = None,
     resume: bool = True,
     progress: bool = True,
@@ -120,21 +119,36 @@ def fit(
     r"""Train a score model on data by denoising score matching; leaves the averaged weights in it, in eval mode.
 
     Args:
-        model: Score model; make it with the data's mean and scale.
-        data: (N, \*D), floating, on the model's device.
+        model: Score model; make it with the data's mean and scale. One that was trained goes on from the weights it
+            has, with a new optimizer.
+        data: (N, \*D), floating, on the model's device; or uint8 (N, C, H, W), bytes of images, which are brought to
+            [-1, 1] when they are drawn.
         steps: Optimizer steps in all.
         cond: Tensors of N rows that go to the network with their data: {"label": y}.
         batch: Samples a step, drawn with replacement.
-        lr: Peak learning rate of Adam; it falls to zero as half a cosine.
+
+        lr: Peak learning rate.
         warmup: Steps over which it rises.
-        ema: Decay of the average of the weights; 0 for none.
+        decay: How it falls: "cosine" or "linear" to zero, "inverse_sqrt", "constant", or a function of (step, steps).
+        ema: Decay of the average of the weights, 0 for none; or `sde.train.Power(...)` for `sde.train.reconstruct`.
+        clip: Largest norm of the gradient of all weights; None for any.
+        optimizer: In place of Adam; its learning rate is set at every step.
+
         weight: Weight over noise levels: `sde.train.unit` (default), `constant`, `likelihood`, `min_snr(5.0)`.
         times: Distribution of times. Default: `Discrete` for a table, `Uniform` for a matrix SDE, else `LogNormal`.
         coupling: `sde.train.optimal_transport`, or None for independent noise. A coupled model has no score.
-        optimizer: In place of Adam; its learning rate is set at every step.
-        generator: For data, times and noise.
-        every: Steps between two entries of the history (and two checkpoints).
-        callback: Called with each `Step` that is logged.
+        generator: For data, times and noise. On the data's device it keeps a GPU from waiting.
+        flip: Turn every other image left to right, at random.
+        drop: Share of the labels told as "no class", for classifier-free guidance.
+
+        precision: "bfloat16" or "float16" for the network's own arithmetic; weights, averages and loss stay float32.
+        accumulate: Parts that a batch goes through the network in, one after the other, where it does not fit at once.
+        compile: True, or a mode of `torch.compile`, for the network; the model itself stays the plain one.
+        channels_last: Memory layout of images and weights. Default: on CUDA.
+
+        every: Steps between two entries of the history.
+        save_every: Steps between two checkpoints. Default: as `every`.
+        callback: Called with each `Step` that is logged; one, or several.
         checkpoint: File that is kept up to date, and written on interruption; a later call goes on from it.
         resume: False to start anew though the checkpoint is there.
         progress: A bar.
@@ -157,16 +171,23 @@ def fit(
         [10, 20]
     """
     inputs.whole("every", every, 1, say=100)
-    path, history = _place(checkpoint, model), History()
-    run = _start(model, data, steps, cond, batch, lr, warmup, ema, weight, times, coupling, optimizer, generator)
+    inputs.whole("save_every", save_every or every, 1, say=1000)
+    calls = [callback] if callable(callback) else list(callback or ())
+    path = _place(checkpoint, model)
+    settings = Settings(
+        steps=steps, batch=batch, lr=lr, warmup=warmup, decay=decay, ema=ema, clip=clip,
+        weight=weight, times=times, coupling=coupling, flip=flip, drop=drop,
+        precision=precision, accumulate=accumulate, compile=compile, channels_last=channels_last,
+    )  # fmt: skip
+    run = _start(model, data, cond, settings, optimizer, generator)
     try:
         if path and resume and path.exists():
-            history = restore(run, path)
-        _loop(run, history, every, callback, path, progress)
+            restore(run, path)
+        Session(run, path, every, save_every or every, calls, progress).through()
     finally:
         run.finish()
         model.eval()
-    return history
+    return run.history
 
 
 def _place(checkpoint: str | Path | None, model: ScoreModel) -> Path | None:
@@ -177,56 +198,73 @@ def _place(checkpoint: str | Path | None, model: ScoreModel) -> Path | None:
     return writable(checkpoint)
 
 
-def _loop(
-    run: Run,
-    history: History,
-    every: int,
-    callback: Callable[[Step], Any] | None,
-    path: Path | None,
-    progress: bool,
-) -> None:
-    from tqdm.auto import tqdm
+class Session:
+    """One call of `fit`: the loop around a run, and when it logs, saves and calls back."""
 
-    began = time.monotonic() - (history.seconds[-1] if history.seconds else 0.0)
-    bar = tqdm(total=run.steps, initial=run.step, desc="training", unit="step", disable=not progress)
-    steps, losses = iter(run), run.losses
-    with bar, deferred() as check, _kept(run, history, path, steps):
-        for now in steps:
-            losses.append(now.loss)
-            if now.step % every == 0 or now.step == run.steps:
-                mean = _mean(run, path)
-                bar.update(now.step - bar.n)
-                bar.set_postfix(loss=f"{mean:.4f}")
-                history.add(now.step, mean, now.lr, time.monotonic() - began)
-                if path:
-                    save(run, path, history)
-                if callback:
-                    callback(now)
-            check()
+    def __init__(
+        self, run: Run, path: Path | None, every: int, save_every: int, callbacks: Sequence[Callback], progress: bool
+    ) -> None:
+        self.run, self.path, self.every, self.save_every = run, path, every, save_every
+        self.callbacks, self.progress = callbacks, progress
+        seconds = run.history.seconds
+        self.began = time.monotonic() - (seconds[-1] if seconds else 0.0)
+        self.since, self.lap, self.trained = run.step, time.monotonic(), 0.0
 
+    def through(self) -> None:
+        """All steps that are left."""
+        from tqdm.auto import tqdm
 
-def _mean(run: Run, path: Path | None) -> float:
-    """Mean loss since the last entry, which begins anew; an error where it or a weight is no number any more."""
-    mean = float(torch.stack(run.losses).mean())
-    run.losses.clear()
-    if not (math.isfinite(mean) and run.finite()):
-        raise FloatingPointError(
-            f"loss is {mean} at step {run.step}, or a weight is: lower lr={run.lr:g}, or standardise the data"
-            + (f"; the last good checkpoint is {path}" if path and path.exists() else "")
-        )
-    return mean
+        run, steps, last = self.run, iter(self.run), self.run.settings.steps
+        bar = tqdm(total=last, initial=run.step, desc="training", unit="step", disable=not self.progress)
+        with bar, deferred() as check, self._kept(steps):
+            for now in steps:
+                run.losses.append(now.loss)
+                logged = now.step % self.every == 0 or now.step == last
+                saved = self.path and (now.step % self.save_every == 0 or now.step == last)
+                if logged or saved:
+                    mean = self._mean()
+                    self.trained += time.monotonic() - self.lap
+                    if logged:
+                        self._log(now, mean, bar)
+                    if self.path and saved:
+                        save(run, self.path)
+                    if logged:
+                        for call in self.callbacks:
+                            call(now)
+                    self.lap = time.monotonic()
+                check()
 
+    def _mean(self) -> float:
+        """Mean loss since the last entry; an error where it or a weight is no number any more."""
+        run, path = self.run, self.path
+        mean = float(torch.stack(run.losses).mean())  # here, and nowhere else, the device is waited for
+        if not (math.isfinite(mean) and run.finite()):
+            raise FloatingPointError(
+                f"loss is {mean} at step {run.step}, or a weight is: lower lr={run.settings.lr:g}, or standardise the "
+                "data" + (f"; the last good checkpoint is {path}" if path and path.exists() else "")
+            )
+        return mean
 
-@contextmanager
-def _kept(run: Run, history: History, path: Path | None, steps: Iterator[Step]) -> Iterator[None]:
-    """Save what is interrupted."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        # Inside a step (a second Ctrl-C) weights and generator belong to different steps: the last file is better.
-        whole = inspect.getgeneratorstate(steps) == inspect.GEN_SUSPENDED  # pyright: ignore[reportArgumentType]
-        if path and whole and run.finite():
-            save(run, path, history)
-        if path and path.exists():
-            print(f"stopped at step {run.step} of {run.steps}: the same call goes on from {path}")  # noqa: T201
-        raise
+    def _log(self, now: Step, mean: float, bar: Any) -> None:
+        """One more entry of the history."""
+        self.run.losses.clear()
+        speed = (now.step - self.since) * self.run.settings.batch / max(self.trained, 1e-9)
+        self.run.history.add(now.step, mean, now.lr, time.monotonic() - self.began, speed)
+        self.trained, self.since = 0.0, now.step
+        bar.update(now.step - bar.n)
+        bar.set_postfix_str(f"loss={mean:.4f}, {speed:.4g} samples/s")
+
+    @contextmanager
+    def _kept(self, steps: Iterator[Step]) -> Iterator[None]:
+        """Save what is interrupted."""
+        run, path = self.run, self.path
+        try:
+            yield
+        except KeyboardInterrupt:
+            # Inside a step (a second Ctrl-C) weights and generator belong to different steps: the last file is better.
+            whole = inspect.getgeneratorstate(steps) == inspect.GEN_SUSPENDED  # pyright: ignore[reportArgumentType]
+            if path and whole and not run.swapped and run.finite():
+                save(run, path)
+            if path and path.exists():
+                print(f"stopped at step {run.step} of {run.settings.steps}: the same call goes on from {path}")  # noqa: T201
+            raise

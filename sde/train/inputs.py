@@ -13,6 +13,8 @@ from torch import Tensor
 
 from sde.forward import ScalarSDE
 from sde.score import ScoreModel
+from sde.train.ema import Power
+from sde.train.settings import DECAYS, LOW, Settings
 
 
 def check(model: ScoreModel, data: Tensor, cond: Mapping[str, Tensor], coupling: object) -> None:
@@ -39,15 +41,23 @@ def check(model: ScoreModel, data: Tensor, cond: Mapping[str, Tensor], coupling:
 
 
 def _check_data(model: ScoreModel, data: Tensor) -> None:
-    if not isinstance(data, Tensor) or not data.is_floating_point():
+    images = isinstance(data, Tensor) and data.dtype is torch.uint8
+    if not isinstance(data, Tensor) or not (images or data.is_floating_point()):
         kind = getattr(data, "dtype", type(data).__name__)
-        raise TypeError(f"data must be a floating tensor (N, *D), got {kind}: use torch.as_tensor(data).float()")
+        raise TypeError(
+            f"data must be a floating tensor (N, *D), or uint8 images (N, C, H, W), got {kind}: use "
+            "torch.as_tensor(data).float()"
+        )
+    if images and data.ndim != 4:
+        raise ValueError(
+            f"uint8 data are image bytes (N, C, H, W), got shape {tuple(data.shape)}: reshape, or .float()"
+        )
     if data.ndim < 2 or not data.numel():
         raise ValueError(f"data must be (N, *D) with N at least 1, got shape {tuple(data.shape)}")
     device = model.placement()[0]
     if device != data.device:
         raise ValueError(f"data lies on {data.device}, the model on {device}: use data.to({str(device)!r})")
-    if not bool(torch.isfinite(data).all()):
+    if not images and not bool(torch.isfinite(data).all()):
         raise ValueError(f"data holds {int((~torch.isfinite(data)).sum())} values that are not finite: clean it first")
     mean = model.mean.shape
     try:
@@ -62,7 +72,10 @@ def _check_data(model: ScoreModel, data: Tensor) -> None:
 
 def warn_of_scale(model: ScoreModel, data: Tensor, stacklevel: int) -> None:
     """Warn where the data are far from the mean and scale that the model was told."""
-    spread = float((data - model.mean.to(data)).square().mean().sqrt())
+    x = data
+    if data.dtype is torch.uint8:  # some of the images tell enough, and all of them as floats may not fit
+        x = data[:: len(data) // 4096 + 1].float() / 127.5 - 1
+    spread = float((x - model.mean.to(x)).square().mean().sqrt())
     if not 1 / 3 < spread / model.scale < 3:
         warnings.warn(
             f"data lie {spread:.3g} from the model's mean in root mean square, its scale is {model.scale:.3g}: make it "
@@ -79,16 +92,57 @@ def whole(name: str, value: Any, least: int, say: int) -> None:
         raise ValueError(f"{name} must be at least {least}, got {value}: pass {name}={say}, say")
 
 
-def check_numbers(steps: Any, batch: Any, warmup: Any, lr: Any, ema: Any, generator: Any) -> None:
-    """The numbers of a run are in range."""
-    whole("steps", steps, 1, say=5000)
-    whole("batch", batch, 1, say=256)
-    whole("warmup", warmup, 0, say=100)
-    if not (math.isfinite(lr) and lr > 0):
-        raise ValueError(f"lr must be positive and finite, got {lr}: pass lr=1e-3, say")
-    if not 0 <= ema < 1:
-        raise ValueError(f"ema must lie in [0, 1), got {ema}: .999 averages over the last thousand steps, 0 is off")
+def check_settings(s: Settings, generator: Any) -> None:
+    """The numbers and names of a run are in range."""
+    whole("steps", s.steps, 1, say=5000)
+    whole("batch", s.batch, 1, say=256)
+    whole("warmup", s.warmup, 0, say=100)
+    if not (math.isfinite(s.lr) and s.lr > 0):
+        raise ValueError(f"lr must be positive and finite, got {s.lr}: pass lr=1e-3, say")
+    if not (callable(s.decay) or s.decay in DECAYS):
+        raise ValueError(f"decay must be one of {', '.join(DECAYS)} or a function (step, steps), got {s.decay!r}")
+    if not isinstance(s.ema, Power) and not (isinstance(s.ema, int | float) and 0 <= s.ema < 1):
+        raise ValueError(
+            f"ema must lie in [0, 1), got {s.ema}: .999 averages over the last thousand steps, 0 is off; or pass "
+            "sde.train.Power(0.05)"
+        )
+    _check_engine(s)
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(
             f"generator must be one torch.Generator or None, got {type(generator).__name__}: use torch.Generator()"
         )
+
+
+def _check_engine(s: Settings) -> None:
+    whole("accumulate", s.accumulate, 1, say=1)
+    if s.batch % s.accumulate:
+        raise ValueError(f"batch must divide by accumulate, got {s.batch} and {s.accumulate}: equal parts are needed")
+    if s.clip is not None and not s.clip > 0:
+        raise ValueError(f"clip must be a positive norm or None, got {s.clip}: pass clip=1.0, say")
+    if s.precision not in ("float32", *LOW):
+        raise ValueError(f"precision must be float32, {' or '.join(LOW)}, got {s.precision!r}")
+    if not isinstance(s.compile, bool | str):
+        raise TypeError(f"compile must be True, False or a mode of torch.compile, got {s.compile!r}")
+    if not 0 <= s.drop < 1:
+        raise ValueError(f"drop must lie in [0, 1), got {s.drop}: .1 hides the label of every tenth sample")
+
+
+def check_fits(s: Settings, model: ScoreModel, data: Tensor, cond: Mapping[str, Tensor]) -> None:
+    """What the settings ask of model and data."""
+    if s.flip and data.ndim != 4:
+        raise ValueError(f"flip needs images (N, C, H, W), got data of shape {tuple(data.shape)}: pass flip=False")
+    if s.channels_last and data.ndim != 4:
+        raise ValueError(
+            f"channels_last needs images (N, C, H, W), got data of shape {tuple(data.shape)}: leave it out"
+        )
+    if s.drop and "label" not in cond:
+        raise ValueError(f"drop={s.drop} hides labels, and there are none: pass cond={{'label': y}}, or drop=0")
+    if s.drop and not getattr(model.net, "classes", 0):
+        raise ValueError(f"drop={s.drop} needs a network with classes, whose index `classes` is none: or pass drop=0")
+    wrapped = getattr(model.net, "_orig_mod", None)
+    if s.compile and wrapped is not None:
+        raise ValueError("compile got a compiled network: make the model with the plain one, which is what is saved")
+    kinds = {p.dtype for p in model.parameters() if p.requires_grad}
+    if s.precision in LOW and kinds != {torch.float32}:
+        have = ", ".join(sorted(map(str, kinds)))
+        raise ValueError(f"precision={s.precision!r} keeps float32 weights, the model has {have}: pass model.float()")

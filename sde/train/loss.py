@@ -92,9 +92,11 @@ def rows(model: ScoreModel, t: Tensor, weight: Weight = unit) -> Rows:
     return Rows(at.alpha * at.c_in, at.sigma * at.c_in, at.p * root, at.q * root, root, at.clock)
 
 
-def regression(model: ScoreModel, z: Tensor, eps: Tensor, row: Rows, weighted: bool = True, **cond: Any) -> Tensor:
+def regression(
+    net: Callable[..., Tensor], z: Tensor, eps: Tensor, row: Rows, weighted: bool = True, **cond: Any
+) -> Tensor:
     """Mean loss of a batch of centred data z, noise eps and coefficients that broadcast against them."""
-    raw = model.net(row.a * z + row.b * eps, row.clock, **cond)
+    raw = net(row.a * z + row.b * eps, row.clock, **cond)
     target = torch.addcmul(row.p * z, row.q, eps)
     return torch.nn.functional.mse_loss(raw * row.root if weighted else raw, target)
 
@@ -118,7 +120,7 @@ def denoising(model: ScoreModel, x0: Tensor, t: Tensor, eps: Tensor, weight: Wei
         torch.Size([])
     """
     row = shaped(rows(model, t, weight), x0)
-    return regression(model, x0 - model.mean.to(x0.dtype), eps, row, **cond)
+    return regression(model.net, x0 - model.mean.to(x0.dtype), eps, row, **cond)
 
 
 def shaped(row: Rows, x: Tensor) -> Rows:

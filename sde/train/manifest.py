@@ -91,6 +91,11 @@ def _described(obj: Any, where: str) -> Any:
             f"{where} is {reprlib.repr(obj)}, which a checkpoint cannot hold: write a class with plain arguments in "
             "its place (a ScalarSDE with alpha and sigma, say), or save model.state_dict() yourself"
         )
+    if hasattr(obj, "_orig_mod"):
+        raise TypeError(
+            f"{where} is wrapped by torch.compile, which a checkpoint cannot hold: make the model with the plain "
+            "network, and train it with compile=True"
+        )
     return {"class": _name(type(obj)), "args": {n: _described(v, f"{where}.{n}") for n, v in _arguments(obj)}}
 
 

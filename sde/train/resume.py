@@ -1,11 +1,14 @@
 r"""A training run to one file and back, so that what goes on from it makes the same bits.
 
-Beside the averaged model, which `sde.load` reads, the file holds the raw weights, the optimizer's slots, the losses
-since the last entry of the history, and two states of the generator: now, and where the current chunk of steps began.
+Beside the averaged model, which `sde.load` reads, the file holds the raw weights, further averages, the optimizer's
+slots, the losses since the last entry of the history, the scale of a float16 loss, and two states of the generator:
+now, and where the current chunk of steps began. Torch's global generators are kept if the run drew from them, as
+dropout does.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,33 +18,42 @@ from torch import Tensor
 
 from sde.train.checkpoint import CheckpointError, read, write
 from sde.train.manifest import describe
-from sde.train.run import History, Run
+from sde.train.run import History, Run, global_states, set_global_states
+from sde.train.settings import BEFORE
 
 
-def save(run: Run, path: Path, history: History) -> None:
+def save(run: Run, path: Path) -> None:
     """Everything to one file."""
-    model = run.model
-    # By identity, as a weight that two layers share has two names in the state, and one among the parameters.
-    means = {id(p): mean if run.decay else p for p, mean in zip(run.parameters, run.ema, strict=True)}
-    tensors: dict[str, Tensor] = dict(model.state_dict(keep_vars=True))
-    for name, value in tensors.items():
-        tensors[name] = means.get(id(value), value)
-    tensors |= {f"raw/{k}": p for k, p in model.named_parameters() if p.requires_grad}
+    tensors = averaged(run, 0)
+    names = {id(p): k for k, p in run.model.named_parameters()}
+    tensors |= {f"raw/{names[id(p)]}": p for p in run.parameters}
+    for i, means in enumerate(run.averages.means[1:], start=1):
+        tensors |= {f"ema/{i}/{names[id(p)]}": e for p, e in zip(run.parameters, means, strict=True)}
     for i, slots in run.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{i}/{k}": torch.as_tensor(v) for k, v in slots.items() if v is not None}
-    tensors |= {"generator/now": run.generator.get_state(), "generator/chunk": run.chunk_state}
+    tensors |= {"generator/now": run.draws.generator.get_state(), "generator/chunk": run.draws.begun}
+    states = global_states(run.draws.device)
+    if run.drawn or any(not torch.equal(states[k], v) for k, v in run.states.items()):
+        tensors |= {f"generator/global/{k}": v for k, v in states.items()}
     if run.losses:
         tensors["run/losses"] = torch.stack(run.losses)
-    made = {**_settings(run), "step": run.step, "history": asdict(history)}
-    write(path, {"model": describe(model), "run": made}, tensors)
+    made = {**run.settings.kept(), "optimizer": type(run.optimizer).__name__}
+    made |= {"step": run.step, "history": asdict(run.history)}
+    if run.scaler is not None:
+        made["scaler"] = run.scaler.state_dict()
+    write(path, {"model": describe(run.model), "run": made}, tensors)
 
 
-def _settings(run: Run) -> dict[str, Any]:
-    """What has to be the same in the call that goes on."""
-    return {"steps": run.steps, "batch": run.batch, "optimizer": type(run.optimizer).__name__}
+def averaged(run: Run, which: int) -> dict[str, Tensor]:
+    """The model's state with the averages of one profile in place of the weights."""
+    # By identity, as a weight that two layers share has two names in the state, and one among the parameters.
+    pairs = zip(run.parameters, run.averages.means[which], strict=True) if run.averages.means else ()
+    means = {id(p): e for p, e in pairs}
+    state: dict[str, Tensor] = run.model.state_dict(keep_vars=True)
+    return {k: means.get(id(v), v) for k, v in state.items()}
 
 
-def restore(run: Run, path: Path) -> History:
+def restore(run: Run, path: Path) -> None:
     """Go on where the file's run stood.
 
     Raises:
@@ -55,42 +67,69 @@ def restore(run: Run, path: Path) -> History:
         )
     if manifest.get("model") != describe(run.model):
         raise CheckpointError(f"{path} was trained as another model: pass resume=False, or another checkpoint path")
-    for key, own in _settings(run).items():
-        if made.get(key) != own:
-            old = made.get(key)
+    for key, own in {**run.settings.kept(), "optimizer": type(run.optimizer).__name__}.items():
+        old = made.get(key, BEFORE.get(key))
+        if old != own:
             raise CheckpointError(
                 f"{path} was trained with {key}={old}, now {key}={own}: pass {key}={old}, or resume=False"
             )
     try:
-        return _restored(run, made, tensors)
+        _restored(run, made, tensors)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise CheckpointError(f"{path} holds no complete training run ({error!r}): pass resume=False") from error
 
 
-def _restored(run: Run, made: dict[str, Any], tensors: dict[str, Tensor]) -> History:
-    if not (isinstance(made["step"], int) and 0 < made["step"] <= run.steps):
-        raise ValueError(f"step {made['step']} of {run.steps}")
+def _restored(run: Run, made: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    step, history = made["step"], _history(made["history"])
+    if not (isinstance(step, int) and 0 < step <= run.settings.steps):
+        raise ValueError(f"step {step} of {run.settings.steps}")
     names = {id(p): k for k, p in run.model.named_parameters()}
     with torch.no_grad():
-        for p, mean in zip(run.parameters, run.ema, strict=True):
-            _fill(p, tensors[f"raw/{names[id(p)]}"])
-            _fill(mean, tensors[names[id(p)]])
+        _fill_all(run.parameters, [tensors[f"raw/{names[id(p)]}"] for p in run.parameters])
+        for i, means in enumerate(run.averages.means):
+            start = f"ema/{i}/" if i else ""
+            _fill_all(means, [tensors[start + names[id(p)]] for p in run.parameters])
         trained = {id(p) for p in run.parameters}
         for name, value in run.model.state_dict(keep_vars=True).items():
             if id(value) not in trained:  # statistics of normalisation, frozen weights
                 _fill(value, tensors[name])
+    run.optimizer.load_state_dict({**run.optimizer.state_dict(), "state": _slots(run, tensors)})
+    if run.scaler is not None and "scaler" in made:
+        run.scaler.load_state_dict(made["scaler"])
+    run.draws.generator.set_state(tensors["generator/now"])
+    states = {k: tensors[f"generator/global/{k}"] for k in run.states if f"generator/global/{k}" in tensors}
+    run.drawn = bool(states)
+    set_global_states(run.draws.device, states)
+    run.draws.begun, run.step, run.history = tensors["generator/chunk"], step, history
+    if "run/losses" in tensors:
+        run.losses = list(tensors["run/losses"].to(run.draws.device).unbind())
+
+
+def _slots(run: Run, tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """State of the optimizer, each tensor laid out in memory as its weight is."""
+    weights = [p for group in run.optimizer.param_groups for p in group["params"]]
     slots: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith("optimizer/"):
             _, i, slot = key.split("/")
+            p = weights[int(i)]
+            if value.shape == p.shape:
+                value = torch.empty_like(p, dtype=value.dtype).copy_(value)
             slots.setdefault(int(i), {})[slot] = value
-    history = History(**made["history"])
-    run.optimizer.load_state_dict({**run.optimizer.state_dict(), "state": slots})
-    run.generator.set_state(tensors["generator/now"])
-    run.chunk_state, run.step = tensors["generator/chunk"], made["step"]
-    if "run/losses" in tensors:
-        run.losses = list(tensors["run/losses"].to(run.z.device).unbind())
+    return slots
+
+
+def _history(made: Mapping[str, Any]) -> History:
+    """The history of a file, which may be older than its column of throughputs."""
+    history = History(**made)
+    missing = len(history.step) - len(history.throughput)
+    history.throughput = [0.0] * missing + history.throughput
     return history
+
+
+def _fill_all(own: Sequence[Tensor], values: Iterable[Tensor]) -> None:
+    for to, value in zip(own, values, strict=True):
+        _fill(to, value)
 
 
 def _fill(own: Tensor, value: Tensor) -> None:

@@ -1,30 +1,25 @@
 r"""The state of a training run, and the steps that change it.
 
-What does not depend on the network (times, indices, every coefficient of the loss) is drawn and computed for `CHUNK`
-steps at once, so that a step is little more than the network's own forward, backward and optimizer. The weights that a
-model is left with are their exponential moving average (EMA),
-
-    ema <- ema + (1 - d_n) (theta - ema),        d_n = min(d, (1 + n) / (10 + n)),
-
-and the learning rate rises linearly over `warmup` steps and falls to zero as half a cosine.
+What does not depend on the network is made by `sde.train.draws`, for many steps at once, so that a step is little more
+than the network's own forward, backward and optimizer. Nothing in it waits for the device: the loss stays there until
+it is logged. A batch in k parts makes the gradient of the whole one, loss_i / k summed.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sde.score import ScoreModel
-from sde.train.couple import Coupling
-from sde.train.loss import Rows, Weight, regression, rows, shaped
-from sde.train.times import Times, TimeTable
-
-CHUNK = 32
+from sde.train.draws import Batch, Draws
+from sde.train.ema import Averages
+from sde.train.loss import regression
+from sde.train.settings import LOW, Settings
 
 
 @dataclass
@@ -36,27 +31,60 @@ class History:
         loss: Mean loss since the entry before.
         lr: Learning rate.
         seconds: Time since training began, of all its sessions.
+        throughput: Samples a second since the entry before, without what logging itself and callbacks took.
     """
 
     step: list[int] = field(default_factory=list)
     loss: list[float] = field(default_factory=list)
     lr: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    throughput: list[float] = field(default_factory=list)
 
-    def add(self, step: int, loss: float, lr: float, seconds: float) -> None:
+    def add(self, step: int, loss: float, lr: float, seconds: float, throughput: float) -> None:
         """One more entry."""
         self.step.append(step)
         self.loss.append(loss)
         self.lr.append(lr)
         self.seconds.append(seconds)
+        self.throughput.append(throughput)
 
 
 class Step(NamedTuple):
-    """One step of training: its number (from 1), its loss (a tensor on the device) and its learning rate."""
+    """One step of training.
+
+    Attributes:
+        step: Its number, from 1.
+        loss: A tensor on the device: to read it is to wait for the device.
+        lr: Learning rate.
+        run: The run it belongs to.
+    """
 
     step: int
     loss: Tensor
     lr: float
+    run: Run
+
+    @property
+    def history(self) -> History:
+        """What was logged so far."""
+        return self.run.history
+
+    def averaged(self) -> AbstractContextManager[ScoreModel]:
+        """The model as the run would leave it now: averaged weights, in eval mode.
+
+        Weights and average change places while the context is open, so that nothing is copied.
+
+        Example:
+            >>> import torch, sde
+            >>> model = sde.ScoreModel(sde.nets.MLP(dim=2, width=8), sde.VP())
+            >>> def grid(step: sde.train.Step) -> None:
+            ...     with step.averaged() as now:
+            ...         print(step.step, sde.sample(now, (4, 2), steps=5, progress=False).shape)
+            >>> history = sde.fit(model, torch.randn(100, 2), steps=10, every=5, callback=grid, progress=False)
+            5 torch.Size([4, 2])
+            10 torch.Size([4, 2])
+        """
+        return self.run.averaged()
 
 
 class Run:
@@ -67,87 +95,125 @@ class Run:
         model: ScoreModel,
         data: Tensor,
         cond: Mapping[str, Tensor],
-        steps: int,
-        batch: int,
-        lr: float,
-        warmup: int,
-        ema: float,
-        weight: Weight,
-        times: Times,
-        coupling: Coupling | None,
+        settings: Settings,
         optimizer: torch.optim.Optimizer | None,
         generator: torch.Generator,
     ) -> None:
-        self.model, self.cond, self.steps, self.batch = model, dict(cond), steps, batch
-        self.lr, self.warmup, self.decay, self.weight, self.coupling = lr, warmup, ema, weight, coupling
-        self.z = (data - model.mean.to(data)).to(model.placement()[1]).contiguous()
+        self.model, self.settings, self.step, self.history = model, settings, 0, History()
+        self.draws = Draws(model, data, cond, settings, generator)
+        if self.draws.channels_last:
+            model.net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.net = _compiled(model.net, settings.compile)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = optimizer or torch.optim.Adam(self.parameters, lr=lr, fused=self._fused())
-        self.ema = [p.detach().clone() for p in self.parameters]
-        self.generator, self.step = generator, 0
+        self.optimizer = optimizer or torch.optim.Adam(self.parameters, lr=settings.lr, fused=self._fused())
+        self.averages = Averages(settings.ema, self.parameters)
+        self.swapped = False
         self.losses: list[Tensor] = []  # since the last entry of the history
-        self.table = TimeTable(times, model.sde, model.scale, data.device)
-        probe = weight(model.levels(self.table.at(torch.linspace(0, 1, 9, dtype=torch.float64))), model.scale)
+        device, low = self.draws.device.type, LOW.get(settings.precision)
+        self.cast = torch.autocast(device, low) if low else nullcontext()
+        self.scaler = torch.amp.GradScaler(device) if low is torch.float16 else None
+        u = torch.linspace(0, 1, 9, dtype=torch.float64)
+        probe = settings.weight(model.levels(self.draws.table.at(u)), model.scale)
         self.weighted = not bool(torch.allclose(probe, torch.ones_like(probe)))
+        self.states, self.drawn = global_states(self.draws.device), False
 
     def _fused(self) -> bool:
         return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in self.parameters)
 
-    def rate(self, step: int) -> float:
-        """Learning rate of a step, counted from 0."""
-        rise = min(1.0, (step + 1) / max(1, self.warmup))
-        return self.lr * rise * 0.5 * (1 + math.cos(math.pi * step / self.steps))
-
-    def _chunk(self) -> tuple[list[Tensor], list[Rows]]:
-        """Indices and loss coefficients of the next CHUNK steps."""
-        n, g = len(self.z), self.generator
-        index = torch.randint(n, (CHUNK, self.batch), generator=g, device=g.device).to(self.z.device)
-        v = torch.rand(CHUNK, self.batch, generator=g, device=g.device).to(self.z.device)
-        u = (torch.arange(self.batch, device=v.device) + v) / self.batch
-        made = shaped(rows(self.model, self.table.at(u), self.weight), self.z)
-        return list(index.unbind(0)), [Rows(*columns) for columns in zip(*(c.unbind(0) for c in made), strict=True)]
-
     def __iter__(self) -> Iterator[Step]:
-        z, params, opt, weighted, generator = self.z, self.parameters, self.optimizer, self.weighted, self.generator
-        values = [p.detach() for p in params]  # views of the weights that the optimizer changes in place
-        while self.step < self.steps:
-            offset = self.step % CHUNK
-            if offset == 0:
-                self.chunk_state = generator.get_state()
-                index, coefficients = self._chunk()
-            else:  # resumed inside a chunk: draw it again, then go on from the generator's own state
-                now = generator.get_state()
-                generator.set_state(self.chunk_state)
-                index, coefficients = self._chunk()
-                generator.set_state(now)
-            for i, row in list(zip(index, coefficients, strict=True))[offset : offset + self.steps - self.step]:
-                lr = self.rate(self.step)
-                for group in opt.param_groups:
+        optimizer, draws, settings = self.optimizer, self.draws, self.settings
+        values = [p.detach() for p in self.parameters]  # views of the weights that the optimizer changes in place
+        while self.step < settings.steps:
+            for plan in draws.plans(self.step)[: settings.steps - self.step]:
+                lr = settings.rate(self.step)
+                for group in optimizer.param_groups:
                     group["lr"] = lr
-                eps = torch.randn(self.batch, *z.shape[1:], generator=generator, device=generator.device)
-                x = z[i]
-                eps = eps.to(x)
-                if self.coupling is not None:
-                    eps = self.coupling(x, eps)
-                cond = {k: c[i] for k, c in self.cond.items()}
-                loss = regression(self.model, x, eps, row, weighted, **cond)
-                for p in params:
-                    p.grad = None
-                loss.backward()
-                opt.step()
+                loss = self._gradient(draws.batch(plan))
+                self._descend()
                 self.step += 1
-                if self.decay:
-                    d = min(self.decay, (1 + self.step) / (10 + self.step))
-                    torch._foreach_lerp_(self.ema, values, 1 - d)  # pyright: ignore[reportPrivateImportUsage]
-                yield Step(self.step, loss.detach(), lr)
+                self.averages.update(values, self.step)
+                yield Step(self.step, loss, lr, self)
+
+    def _gradient(self, batch: Batch) -> Tensor:
+        """Leave the gradient in the parameters; the loss."""
+        for p in self.parameters:
+            p.grad = None
+        k = self.settings.accumulate
+        if k == 1:
+            return self._backward(batch, 1)
+        return torch.stack([self._backward(part, k) for part in batch.parts(k)]).sum()
+
+    def _backward(self, batch: Batch, k: int) -> Tensor:
+        """Add a k-th of the gradient of the mean loss of a batch; a k-th of that loss."""
+        with self.cast:
+            loss = regression(self.net, batch.z, batch.eps, batch.row, self.weighted, **batch.cond)
+        if k > 1:
+            loss = loss / k
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        return loss.detach()
+
+    def _descend(self) -> None:
+        """One step of the optimizer."""
+        clip, scaler = self.settings.clip, self.scaler
+        if clip is not None:
+            if scaler is not None:
+                scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.parameters, clip, foreach=True)
+        if scaler is None:
+            self.optimizer.step()
+        else:  # leaves out a step whose gradient overflowed, and scales the next ones less
+            scaler.step(self.optimizer)
+            scaler.update()
+
+    @contextmanager
+    def averaged(self) -> Iterator[ScoreModel]:
+        """The model with the averaged weights: see `Step.averaged`."""
+        training, self.swapped = self.model.training, True
+        self._swap()
+        self.model.eval()
+        try:
+            yield self.model
+        finally:
+            self.model.train(training)
+            self._swap()
+            self.swapped = False
+
+    def _swap(self) -> None:
+        for means in self.averages.means[:1]:
+            for i, p in enumerate(self.parameters):
+                p.data, means[i] = means[i], p.data
 
     def finite(self) -> bool:
         """Whether every weight is a number."""
-        return all(bool(torch.isfinite(p).all()) for p in self.parameters)
+        largest = torch._foreach_norm([p.detach() for p in self.parameters], float("inf"))  # pyright: ignore[reportPrivateImportUsage]
+        return bool(torch.stack([v.isfinite() for v in largest]).all())
 
     def finish(self) -> None:
         """Leave the averaged weights in the model."""
-        if self.decay and self.step:
+        if self.step:
             with torch.no_grad():
-                for p, e in zip(self.parameters, self.ema, strict=True):
-                    p.copy_(e)
+                for means in self.averages.means[:1]:
+                    for p, e in zip(self.parameters, means, strict=True):
+                        p.copy_(e)
+
+
+def _compiled(net: torch.nn.Module, how: bool | str) -> Callable[..., Any]:
+    """The network as it is called: the plain one stays as it is, for checkpoints and callbacks."""
+    if how is False:
+        return net
+    made: Callable[..., Any] = torch.compile(net, mode=how if isinstance(how, str) else None)
+    return made
+
+
+def global_states(device: torch.device) -> dict[str, Tensor]:
+    """States of torch's global generators, from which a network's own dropout is drawn."""
+    states = {"cpu": torch.get_rng_state()}
+    return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def set_global_states(device: torch.device, states: Mapping[str, Tensor]) -> None:
+    """Put them where a run left them that drew from them."""
+    if "cpu" in states:
+        torch.set_rng_state(states["cpu"])
+    if "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)

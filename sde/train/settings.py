@@ -1,0 +1,81 @@
+r"""What a run is told, and its learning rate.
+
+    rate(n) = lr min(1, (n + 1) / warmup) decay(n)
+
+of step n, counted from 0, of N: decay is 1 for "constant", 1 - n / N for "linear", (1 + cos(pi n / N)) / 2 for "cosine"
+and 1 / sqrt(max(1, (n + 1) / warmup)) for "inverse_sqrt", which does not have to know where the run will end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+
+from sde.train.couple import Coupling
+from sde.train.ema import Power
+from sde.train.loss import Weight, unit
+from sde.train.times import Times
+
+Precision = Literal["float32", "bfloat16", "float16"]
+Decay = Literal["cosine", "linear", "constant", "inverse_sqrt"] | Callable[[int, int], float]
+"""A name, or a function from (step counted from 0, steps) to the share of the peak learning rate."""
+
+DECAYS: tuple[str, ...] = get_args(get_args(Decay)[0])
+LOW: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The arguments of `fit` that a run follows at every step, under the same names: see there."""
+
+    steps: int
+    batch: int = 256
+    lr: float = 1e-3
+    warmup: int = 100
+    decay: Decay = "cosine"
+    ema: float | Power = 0.999
+    clip: float | None = None
+    weight: Weight = unit
+    times: Times | None = None
+    coupling: Coupling | None = None
+    flip: bool = False
+    drop: float = 0.0
+    precision: Precision = "float32"
+    accumulate: int = 1
+    compile: bool | str = False
+    channels_last: bool | None = None
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step, counted from 0."""
+        return self.lr * min(1.0, (step + 1) / max(1, self.warmup)) * self._share(step)
+
+    def _share(self, step: int) -> float:
+        if callable(self.decay):
+            return self.decay(step, self.steps)
+        if self.decay == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        if self.decay == "linear":
+            return 1 - step / self.steps
+        if self.decay == "inverse_sqrt":
+            return 1 / math.sqrt(max(1.0, (step + 1) / max(1, self.warmup)))
+        return 1.0
+
+    def kept(self) -> dict[str, Any]:
+        """What has to be the same in the call that goes on, as JSON."""
+        ema = {"sigma_rel": list(self.ema.each), "snapshots": self.ema.snapshots} if isinstance(self.ema, Power) else 0
+        return {
+            "steps": self.steps,
+            "batch": self.batch,
+            "average": ema,
+            "flip": self.flip,
+            "drop": self.drop,
+            "precision": self.precision,
+        }
+
+
+BEFORE = {"average": 0, "flip": False, "drop": 0.0, "precision": "float32"}
+"""What a file says that was written before there was a choice."""
