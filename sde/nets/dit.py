@@ -92,6 +92,8 @@ class DiT(nn.Module):
         for name, value in {**numbers, "heads": heads, "expansion": expansion}.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}: DiT(channels=3, size=32, patch=2), say")
+        if width % heads:
+            raise ValueError(f"heads must divide width={width}, got {heads}: heads={max(1, width // 64)}, say")
         if positions not in POSITIONS:
             raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, got {positions!r}")
         self.channels, self.size, self.patch, self.width, self.depth = channels, size, patch, width, depth
