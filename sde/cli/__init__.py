@@ -16,6 +16,7 @@ HELP = """\
 sde: generative models by stochastic differential equations
 
   sde demo                                    train, sample and draw two moons, then digits, in two minutes
+  sde demo images                             digits and clothes by networks that come with the package
   sde train  RECIPE [key=value ...]           sde train moons steps=500 sde=EDM model.width=64
   sde sample CHECKPOINT [key=value ...]       sde sample out/train/moons/model.safetensors n=1000 solver=DDIM steps=50
   sde plot   FILE [key=value ...]             sde plot out/train/moons/model.safetensors what=score

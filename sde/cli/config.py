@@ -47,18 +47,38 @@ class Train:
     """Peak learning rate of Adam."""
     warmup: int = 100
     """Steps over which it rises."""
+    decay: str = "cosine"
+    """How it falls: cosine, linear, inverse_sqrt, constant."""
     ema: float = 0.999
     """Decay of the average of the weights."""
+    clip: float | None = None
+    """Largest norm of the gradient; any without one."""
     weight: Named = field(default=Choice("unit"))
     """Weight over noise levels."""
     times: MaybeNamed = None
     """Distribution of training times; the SDE's own without one."""
     coupling: MaybeNamed = None
     """Which noise goes with which datum; a coupled model has a velocity and no score."""
+    flip: bool = False
+    """Show half of the images in their mirror."""
+    drop: float = 0.0
+    """Share of classes that the network is not told, so that it learns to do without, too."""
+    precision: str = "float32"
+    """Of the network's arithmetic: float32, bfloat16, float16."""
+    accumulate: int = 1
+    """Parts in which a batch goes through the network, where it is too large for the device."""
+    compile: bool = False
+    """Compile the network; half a minute and more at the start."""
     seed: int = 0
     """Of weights, data, times and noise."""
     every: int = 100
-    """Steps between two entries of the history, and two checkpoints."""
+    """Steps between two entries of the history."""
+    save_every: int | None = None
+    """Steps between two checkpoints; as often as entries without one."""
+    samples_every: int | None = None
+    """Steps between two pictures of samples on the way; none without one."""
+    tensorboard: bool = False
+    """Log to the folder's `tensorboard`, too."""
     device: str = "cpu"
     """cpu, cuda, cuda:1, mps."""
     resume: bool = True

@@ -82,7 +82,7 @@ DATA: Table = {
     "image_folder": data.image_folder,
 }
 
-NETS: Table = {"MLP": nets.MLP}
+NETS: Table = {"MLP": nets.MLP, "UNet": nets.UNet, "DiT": nets.DiT}
 
 WEIGHTS: Table = {
     "unit": lambda: train.unit,

@@ -25,7 +25,7 @@ USAGE = {
     "train": "[RECIPE] [key=value ...]",
     "sample": "CHECKPOINT [key=value ...]",
     "plot": "FILE [key=value ...]",
-    "demo": "[key=value ...]",
+    "demo": "[images] [key=value ...]",
 }
 
 OVERRIDE = re.compile(r"(?P<key>[A-Za-z_][\w.]*)=(?P<value>.*)", re.DOTALL)

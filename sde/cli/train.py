@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 import sde
 from sde.cli import common
@@ -13,8 +15,9 @@ from sde.cli.choice import arguments, make
 from sde.cli.config import Train
 from sde.cli.mistakes import Mistake
 from sde.cli.parse import parse, to_toml, to_tree
+from sde.cli.sample import SHOWN, picture
 
-CHANGEABLE = {"out", "resume", "device", "every"}
+CHANGEABLE = {"out", "resume", "device", "every", "save_every", "samples_every", "tensorboard", "compile", "accumulate"}
 """What may differ between a run and its continuation."""
 
 
@@ -31,7 +34,8 @@ def train(argv: Sequence[str]) -> int:
     shape = tuple(data.shape[1:])
     print(f"{config.data.name}: {len(data)} samples of shape {shape}; SDE {config.sde.name}; {weights} weights")
     try:
-        history = sde.fit(model, data, checkpoint=checkpoint, cond=cond, **fit_arguments(config))
+        told: dict[str, Any] = {**fit_arguments(config), "callback": callbacks(model, config, folder)}
+        history = sde.fit(model, data, checkpoint=checkpoint, cond=cond, **told)
     except KeyboardInterrupt:
         again = f"sde train {recipe} out={folder}"
         print(
@@ -50,19 +54,23 @@ def train(argv: Sequence[str]) -> int:
 def build(config: Train) -> tuple[sde.ScoreModel, Any, dict[str, Any]]:
     """Model, data and conditioning that a configuration describes."""
     device = common.checked_device(config.device)
-    drawn = make("data", config.data, n=20_000, generator=common.generator(config.seed)).to(device)
+    drawn = make("data", config.data, n=20_000, bytes=True, generator=common.generator(config.seed))
+    mean, scale = drawn.statistics()
+    drawn = drawn.to(device)
     if config.conditional and drawn.label is None:
         raise Mistake(f"conditional=true, but {config.data.name} has no classes: leave it out")
     cond = {"label": drawn.label} if config.conditional else {}
     forward = make("sde", config.sde)
-    ours = {"dim": drawn.x[0].numel(), "classes": int(drawn.label.max()) + 1 if config.conditional else 0}
+    event = drawn.x.shape[1:]
+    ours = {"dim": event.numel(), "classes": int(drawn.label.max()) + 1 if config.conditional else 0}
+    if len(event) == 3:
+        ours |= {"channels": event[0], "size": event[1]}
     # A table's clock is an index, which needs other time features than a log noise level.
     if isinstance(forward, sde.Tabulated) and "time" in arguments("net", config.model.name):
         ours["time"] = "sinusoidal"
     with common.initial_weights(config.seed):
         net = make("net", config.model, **ours)
     try:
-        mean, scale = drawn.x.mean(0), float(drawn.x.std())
         return sde.ScoreModel(net, forward, config.param, mean, scale).to(device), drawn.x, cond
     except ValueError as error:
         raise Mistake(str(error)) from error
@@ -75,14 +83,51 @@ def fit_arguments(config: Train) -> dict[str, Any]:
         "batch": config.batch,
         "lr": config.lr,
         "warmup": config.warmup,
+        "decay": config.decay,
         "ema": config.ema,
+        "clip": config.clip,
         "weight": make("weight", config.weight),
         "times": make("times", config.times) if config.times else None,
         "coupling": make("coupling", config.coupling) if config.coupling else None,
         "generator": common.generator(config.seed + 1, config.device),
+        "flip": config.flip,
+        "drop": config.drop,
+        "precision": config.precision,
+        "accumulate": config.accumulate,
+        "compile": config.compile,
         "every": config.every,
+        "save_every": config.save_every,
         "resume": config.resume,
     }
+
+
+def callbacks(model: sde.ScoreModel, config: Train, folder: Path) -> list[Callable[[sde.train.Step], None]]:
+    """What is done on the way: pictures of samples from one noise, and a log."""
+    made: list[Callable[[sde.train.Step], None]] = []
+    if config.samples_every:
+        if config.samples_every % config.every:
+            raise Mistake(f"samples_every={config.samples_every} must be a multiple of every={config.every}")
+        made.append(_samples(model, config.samples_every, config.seed, folder / "samples"))
+    if config.tensorboard:
+        made.append(sde.train.tensorboard(folder / "tensorboard"))
+    return made
+
+
+def _samples(model: sde.ScoreModel, every: int, seed: int, folder: Path) -> Callable[[sde.train.Step], None]:
+    noise = model.prior(
+        torch.empty(SHOWN, *common.event_shape(model), device=model.placement()[0]), common.generator(seed)
+    )
+
+    def draw(step: sde.train.Step) -> None:
+        if step.step % every:
+            return
+        with step.averaged() as now:
+            x = sde.sample(common.with_labels(now, range(SHOWN)), x=noise, steps=18)
+        drawn = picture(common.position(model, x).float().cpu())
+        if drawn is not None:
+            common.save(drawn, folder / f"step-{step.step:07d}.png", title=f"after {step.step} steps")
+
+    return draw
 
 
 def check_folder(folder: Path, config: Train) -> None:

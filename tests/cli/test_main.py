@@ -62,7 +62,7 @@ def test_list_of_one_kind(cli, word):
         (["sample"], "sde: which checkpoint? There is none. `sde train moons` makes one"),
         (["sample", "no.safetensors"], "sde: unknown checkpoint 'no.safetensors'. There is none"),
         (["plot", "no.npz"], "sde: unknown file 'no.npz'. There is none"),
-        (["demo", "moons"], "sde: sde demo takes key=value and no 'moons'"),
+        (["demo", "moons"], "sde: sde demo takes `images` or nothing, and key=value, not 'moons'"),
         (["demo", "smok=true"], "sde: unknown key 'smok', did you mean smoke?"),
         (["train", "moons", "device=abacus"], "sde: device 'abacus' cannot be used here"),
     ],

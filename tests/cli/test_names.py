@@ -35,11 +35,11 @@ def test_every_solver_has_a_name():
 def test_every_data_set_has_a_name():
     functions = {name for name in sde.data.__all__ if inspect.isfunction(getattr(sde.data, name))}
     named = {f.__name__ for f in DATA.values()}
-    assert named == functions - {"to_uint8", "from_uint8"}
+    assert named == functions - {"to_uint8", "from_uint8", "flip"}
 
 
 def test_every_network_has_a_name():
-    assert set(NETS) == public(sde.nets, torch.nn.Module) - {"Fourier", "Sinusoidal", "Cast"}
+    assert set(NETS) == public(sde.nets, torch.nn.Module) - {"Fourier", "Sinusoidal", "Conditioning", "Cast"}
 
 
 @pytest.mark.parametrize("name", list(TABLES["grid"]))

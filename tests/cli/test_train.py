@@ -51,7 +51,7 @@ def test_interrupted_run_goes_on_to_the_same_bits(cli, small, monkeypatch):
             if now.step == 4:
                 raise KeyboardInterrupt
 
-        return fit(*args, **kwargs, callback=stop)
+        return fit(*args, **kwargs | {"callback": stop})
 
     monkeypatch.setattr(sde, "fit", interrupted)
     status, out, _ = cli("train", "moons", *small, "out=halves")
@@ -96,7 +96,7 @@ def test_configuration_reaches_the_objects():
     assert (model.sde, model.param, model.net.width, model.net.classes) == (sde.EDM(sigma_max=10.0), "eps", 8, 2)
     assert x.shape == (40, 2)
     torch.testing.assert_close(model.mean, x.mean(0))
-    assert model.scale == pytest.approx(float(x.std()))
+    assert model.scale == pytest.approx(float((x - x.mean(0)).square().mean().sqrt()))
     assert set(cond["label"].tolist()) == {0, 1}
     told = fit_arguments(config)
     assert told["times"] == sde.train.LogNormal(std=1.1)
@@ -126,3 +126,26 @@ def test_what_cannot_be_trained(cli, small, words, message):
     assert status == 2
     assert message in err
     assert "Traceback" not in err
+
+
+UNET = ("model=UNet", "model.width=8", "model.multipliers=[1,2]", "model.blocks=1", "model.features=8")
+
+
+def test_images_by_a_u_net_with_everything_that_can_be_said(cli):
+    words = ["steps=4", "batch=8", "every=2", "conditional=true", "drop=0.2", "flip=true", "clip=1", "accumulate=2"]
+    words += ["precision=bfloat16", "decay=linear", "samples_every=4", "save_every=4", "sde=EDM", *UNET]
+    status, out, err = cli("train", "digits", "model.name=UNet", *words)
+    assert status == 0, err
+    folder = Path("out/train/digits")
+    model = sde.load(folder / "model.safetensors")
+    assert (model.net.channels, model.net.size, model.net.classes) == (1, 8, 10)
+    assert model.mean.shape == (1, 8, 8)
+    assert [p.name for p in (folder / "samples").iterdir()] == ["step-0000004.png"]
+    assert cli("sample", str(folder / "model.safetensors"), "n=3", "steps=2", "out=images")[0] == 0
+    assert len(list(Path("images").iterdir())) == 3
+
+
+def test_samples_on_the_way_come_with_entries_of_the_history(cli, small):
+    status, _, err = cli("train", "moons", *small, "samples_every=3")
+    assert status == 2
+    assert "samples_every=3 must be a multiple of every=2" in err

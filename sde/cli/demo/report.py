@@ -28,11 +28,15 @@ class Sizes:
     transport: int = 1000
     repeats: int = 10
     frames: int = 120
+    rows: int = 5
+    image_steps: int = 20
+    image_frames: int = 60
 
 
 SMOKE = Sizes(
-    components=8, data=200, moons_steps=20, digits_steps=20, width=16, samples=100, transport=50, repeats=2, frames=8
-)
+    components=8, data=200, moons_steps=20, digits_steps=20, width=16, samples=100, transport=50, repeats=2, frames=8,
+    rows=1, image_steps=2, image_frames=4,
+)  # fmt: skip
 
 
 @dataclass
@@ -43,9 +47,13 @@ class Report:
     began: float = field(default_factory=time.monotonic)
     parts: list[Figure | Table | str] = field(default_factory=list)
 
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self.began
+
     def say(self, text: str) -> None:
         """A line with the seconds since the start."""
-        print(f"[{time.monotonic() - self.began:5.1f} s] {text}", flush=True)
+        print(f"[{self.seconds():5.1f} s] {text}", flush=True)
 
     def heading(self, text: str) -> None:
         """A heading, here and on the page."""
