@@ -1,11 +1,13 @@
 """The diffusion transformer: published sizes, patches, positions, what it refuses."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from sde.nets import DiT
 
-TINY = {"channels": 1, "size": 8, "width": 16, "depth": 1, "heads": 2, "features": 8}
+TINY: dict[str, Any] = {"channels": 1, "size": 8, "width": 16, "depth": 1, "heads": 2, "features": 8}
 
 
 @pytest.mark.parametrize(("name", "millions"), [("S", 32.96), ("B", 130.5), ("L", 458.1), ("XL", 675.1)])

@@ -1,6 +1,7 @@
 """U-Net and DiT: what both promise of shapes, dtypes, compilation, beginnings, and independence of a batch."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ from torch._dynamo.testing import CompileCounter
 import sde
 from sde.nets import DiT, UNet
 
-U = {"channels": 2, "size": 8, "width": 16, "multipliers": (1, 2), "blocks": 1, "head": 16, "features": 8}
-D = {"channels": 2, "size": 8, "patch": 2, "width": 16, "depth": 2, "heads": 2, "features": 8}
-GROUP = {"norm": "group", "merge": "concat"}
+U: dict[str, Any] = {"channels": 2, "size": 8, "width": 16, "multipliers": (1, 2), "blocks": 1, "head": 16}
+U["features"] = 8
+D: dict[str, Any] = {"channels": 2, "size": 8, "patch": 2, "width": 16, "depth": 2, "heads": 2, "features": 8}
+GROUP: dict[str, Any] = {"norm": "group", "merge": "concat"}
 NETS: dict[str, Callable[..., nn.Module]] = {
     "lean": lambda **k: UNet(**{**U, "attention": (8, 4), "blocks": (1, 2), **k}),
     "ddpm": lambda **k: UNet(**{**U, **GROUP, "attention": (4,), "resample": "conv", "modulate": False, **k}),
