@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from sde.metrics import _samples, energy_distance, median_distance, mmd
+from sde.metrics import _samples, energy_distance, kernel_distance, median_distance, mmd
 
 
 def normal(*shape, seed=0):
@@ -111,3 +111,78 @@ def test_images_take_the_fast_product_form_and_lose_nothing():
     for x in (a, b):
         expected -= (x.flatten(1)[:, None] - x.flatten(1)).norm(dim=-1).mean()
     assert energy_distance(a, b) == pytest.approx(float(expected.sqrt()), rel=1e-6)
+
+
+def kernel_by_loops(a, b, degree=3):
+    def k(x, y):
+        return (float(x @ y) / len(x) + 1) ** degree
+
+    n, m = len(a), len(b)
+    xx = sum(k(a[i], a[j]) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
+    yy = sum(k(b[i], b[j]) for i in range(m) for j in range(m) if i != j) / (m * (m - 1))
+    return xx + yy - 2 * sum(k(x, y) for x in a for y in b) / (n * m)
+
+
+@pytest.mark.parametrize(("n", "m", "subsets", "degree"), [(9, 9, 2, 3), (11, 8, 4, 2)])
+def test_kernel_distance_and_its_jackknife_are_the_double_loop(n, m, subsets, degree):
+    a, b = normal(n, 3), normal(m, 3, seed=1) + 0.5
+    generator = torch.Generator().manual_seed(0)
+    value, error = kernel_distance(a, b, subsets, degree, generator)
+    assert value == pytest.approx(kernel_by_loops(a, b, degree))
+    generator.manual_seed(0)
+    parts = [s[torch.rand(len(s), generator=generator).argsort()].tensor_split(subsets) for s in (a, b)]
+    without = [[torch.cat([u for j, u in enumerate(part) if j != i]) for part in parts] for i in range(subsets)]
+    values = torch.tensor([kernel_by_loops(*two, degree) for two in without]).double()
+    assert error == pytest.approx(float(((subsets - 1) * values.var(correction=0)).sqrt()))
+
+
+def test_kernel_distance_of_shifted_gaussians_has_its_closed_form_no_bias_and_its_error():
+    """One dimension: MMD² of (xy + 1)³ is Σ_p binom(3, p) (E x^p − E y^p)² over moments p = 1, 2, 3."""
+    generator, c = torch.Generator().manual_seed(0), 0.5
+    expected = 3 * c**2 + 3 * (c**2) ** 2 + (3 * c + c**3) ** 2
+
+    def draws(n, m, shift):
+        found = [
+            kernel_distance(torch.randn(n, 1, generator=generator), torch.randn(m, 1, generator=generator) + shift, 10)
+            for _ in range(120)
+        ]
+        return [torch.tensor(v).double() for v in zip(*found, strict=True)]
+
+    value, error = draws(100, 60, c)
+    assert (value.mean() - expected).abs() < 4 * value.std() / 120**0.5
+    assert float(error.square().mean().sqrt()) == pytest.approx(float(value.std()), rel=0.25)
+    value, error = draws(100, 60, 0)
+    assert value.mean().abs() < 4 * value.std() / 120**0.5
+    assert value.min() < 0
+    assert 0.8 < float(error.square().mean().sqrt() / value.std()) < 2, (
+        "too large by the root of 2 at most, but for noise"
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Metric .Kernel Inception Distance. will save")
+def test_kernel_distance_is_torchmetrics():
+    kid = pytest.importorskip("torchmetrics.image.kid")
+
+    class Pixels(torch.nn.Module):
+        num_features = 12
+
+        def forward(self, x):
+            return x.flatten(1).double() / 255
+
+    metric = kid.KernelInceptionDistance(Pixels(), subsets=1, subset_size=80).set_dtype(torch.float64)
+    a, b = (
+        torch.randint(0, high, (80, 3, 2, 2), generator=torch.Generator().manual_seed(high)).byte()
+        for high in (256, 200)
+    )
+    metric.update(a, real=True)
+    metric.update(b, real=False)
+    ours = kernel_distance(a.flatten(1).double() / 255, b.flatten(1).double() / 255)
+    assert ours.value == pytest.approx(float(metric.compute()[0]), rel=1e-6)
+
+
+def test_kernel_distance_refuses_what_it_cannot_do():
+    a = normal(9, 2)
+    with pytest.raises(ValueError, match=r"subsets must be at least 2 .*, got 20 for 9 and 9 rows: pass subsets=4"):
+        kernel_distance(a, a)
+    with pytest.raises(ValueError, match="degree must be at least 1, got 0"):
+        kernel_distance(a, a, 2, 0)
