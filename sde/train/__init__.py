@@ -9,10 +9,12 @@ from sde.train.loss import constant, denoising, likelihood, min_snr, unit
 from sde.train.manifest import CheckpointError, describe, rebuild
 from sde.train.pretrained import note, pretrained, shipped
 from sde.train.run import History, Step
+from sde.train.snapshots import reconstruct
 from sde.train.times import Discrete, LogNormal, Times, Uniform, default_times
 
 __all__ = [
-    "fit", "fit_steps", "History", "Step", "Power", "denoising", "unit", "constant", "likelihood", "min_snr",
+    "fit", "fit_steps", "History", "Step", "Power", "reconstruct",
+    "denoising", "unit", "constant", "likelihood", "min_snr",
     "Times", "Uniform", "LogNormal", "Discrete", "default_times", "optimal_transport", "tensorboard",
     "save", "load", "describe", "rebuild", "CheckpointError", "pretrained", "shipped", "note",
 ]  # fmt: skip

@@ -94,16 +94,29 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         FileNotFoundError: If there is none; the message lists what is there.
         CheckpointError: If it is truncated, altered or not one of ours.
     """
+    path = Path(path)
+    digest, text, tensors = _opened(path, whole=True)
+    if _digest(text, tensors) != digest:
+        raise CheckpointError(f"{path} was altered: its SHA-256 does not match its content; use an older one")
+    return _parsed(text, path), tensors
+
+
+def header(path: Path) -> dict[str, Any]:
+    """The manifest alone, which nothing has been checked against; errors as `read`."""
+    return _parsed(_opened(path, whole=False)[1], path)
+
+
+def _opened(path: Path, whole: bool) -> tuple[str, str, dict[str, Tensor]]:
+    """Hash, manifest and, of the whole file, tensors."""
     from safetensors import SafetensorError, safe_open
 
-    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(_missing(path))
     try:
         with safe_open(path, framework="pt") as file:
             meta = file.metadata() or {}
             # Copies: what safe_open gives is the file itself, mapped, and would change with it.
-            tensors = {k: file.get_tensor(k).clone() for k in file.keys()}  # noqa: SIM118 (not a dict)
+            tensors = {k: file.get_tensor(k).clone() for k in file.keys()} if whole else {}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} is truncated or no safetensors file ({error}): use an older one") from error
     if KEY not in meta:
@@ -111,9 +124,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{path} has no manifest: it was not written by sde.save; load its tensors with safetensors"
         )
     digest, _, text = meta[KEY].partition(" ")
-    if _digest(text, tensors) != digest:
-        raise CheckpointError(f"{path} was altered: its SHA-256 does not match its content; use an older one")
-    return _parsed(text, path), tensors
+    return digest, text, tensors
 
 
 def _missing(path: Path) -> str:
@@ -198,10 +209,11 @@ def load(path: str | Path, types: Sequence[type] = (), device: torch.device | st
         FileNotFoundError: no checkpoint at ...: there is no folder ...
     """
     manifest, tensors = read(path)
-    return _filled(manifest, tensors, types).to(device).eval()
+    return filled(manifest, tensors, types).to(device).eval()
 
 
-def _filled(manifest: dict[str, Any], tensors: dict[str, Tensor], types: Sequence[type]) -> ScoreModel:
+def filled(manifest: dict[str, Any], tensors: dict[str, Tensor], types: Sequence[type]) -> ScoreModel:
+    """The score model of a manifest, with these weights."""
     weights = {k: v for k, v in tensors.items() if not k.startswith(BESIDE)}
     model = rebuild(manifest.get("model"), types, weights)
     if not isinstance(model, ScoreModel):

@@ -29,6 +29,7 @@ from sde.train.manifest import describe
 from sde.train.resume import restore, save
 from sde.train.run import History, Run, Step
 from sde.train.settings import Decay, Precision, Settings
+from sde.train.snapshots import keep
 from sde.train.times import Times
 
 Callback = Callable[[Step], Any]
@@ -130,7 +131,8 @@ def fit(
         lr: Peak learning rate.
         warmup: Steps over which it rises.
         decay: How it falls: "cosine" or "linear" to zero, "inverse_sqrt", "constant", or a function of (step, steps).
-        ema: Decay of the average of the weights, 0 for none; or `sde.train.Power(...)` for `sde.train.reconstruct`.
+        ema: Decay of the average of the weights, 0 for none; or `sde.train.Power(...)`, whose snapshots lie beside the
+            checkpoint for `sde.train.reconstruct`.
         clip: Largest norm of the gradient of all weights; None for any.
         optimizer: In place of Adam; its learning rate is set at every step.
 
@@ -171,7 +173,8 @@ def fit(
         [10, 20]
     """
     inputs.whole("every", every, 1, say=100)
-    inputs.whole("save_every", save_every or every, 1, say=1000)
+    save_every = every if save_every is None else save_every
+    inputs.whole("save_every", save_every, 1, say=1000)
     calls = [callback] if callable(callback) else list(callback or ())
     path = _place(checkpoint, model)
     settings = Settings(
@@ -183,7 +186,7 @@ def fit(
     try:
         if path and resume and path.exists():
             restore(run, path)
-        Session(run, path, every, save_every or every, calls, progress).through()
+        Session(run, path, every, save_every, calls, progress).through()
     finally:
         run.finish()
         model.eval()
@@ -205,7 +208,7 @@ class Session:
         self, run: Run, path: Path | None, every: int, save_every: int, callbacks: Sequence[Callback], progress: bool
     ) -> None:
         self.run, self.path, self.every, self.save_every = run, path, every, save_every
-        self.callbacks, self.progress = callbacks, progress
+        self.callbacks, self.progress, self.busy = callbacks, progress, False
         seconds = run.history.seconds
         self.began = time.monotonic() - (seconds[-1] if seconds else 0.0)
         self.since, self.lap, self.trained = run.step, time.monotonic(), 0.0
@@ -215,17 +218,23 @@ class Session:
         from tqdm.auto import tqdm
 
         run, steps, last = self.run, iter(self.run), self.run.settings.steps
+        ema = run.settings.ema
+        due = ema.due(last) if self.path and isinstance(ema, Power) else ()
         bar = tqdm(total=last, initial=run.step, desc="training", unit="step", disable=not self.progress)
         with bar, deferred() as check, self._kept(steps):
             for now in steps:
                 run.losses.append(now.loss)
                 logged = now.step % self.every == 0 or now.step == last
                 saved = self.path and (now.step % self.save_every == 0 or now.step == last)
-                if logged or saved:
+                if logged or saved or now.step in due:
                     mean = self._mean()
                     self.trained += time.monotonic() - self.lap
                     if logged:
                         self._log(now, mean, bar)
+                    if self.path and now.step in due:
+                        self.busy = True
+                        keep(run, self.path)
+                        self.busy = False
                     if self.path and saved:
                         save(run, self.path)
                     if logged:
@@ -263,7 +272,7 @@ class Session:
         except KeyboardInterrupt:
             # Inside a step (a second Ctrl-C) weights and generator belong to different steps: the last file is better.
             whole = inspect.getgeneratorstate(steps) == inspect.GEN_SUSPENDED  # pyright: ignore[reportArgumentType]
-            if path and whole and not run.swapped and run.finite():
+            if path and whole and not (self.busy or run.swapped) and run.finite():
                 save(run, path)
             if path and path.exists():
                 print(f"stopped at step {run.step} of {run.settings.steps}: the same call goes on from {path}")  # noqa: T201
