@@ -14,6 +14,7 @@ only when it is whole and right. Processes that want the same file wait for the 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import sys
 import time
@@ -91,7 +92,7 @@ def fetch(source: Source, target: Path) -> Path:
     pooch, part, failures = _pooch(), target.with_name(target.name + ".part"), {}
     downloader = partial(resume, part=part, size=source.size)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(target):
+    with _alone(target), _quiet(pooch.get_logger()):
         for mirror in source.mirrors:
             idle = 0
             while idle < PATIENCE:
@@ -106,10 +107,10 @@ def fetch(source: Source, target: Path) -> Path:
                     )
                     return target
                 except (OSError, ValueError) as error:  # a broken connection; a wrong file, which pooch deletes
-                    failures[mirror] = f"{type(error).__name__}: {error}"
+                    failures[mirror] = str(error).split("Caused by ")[-1]
                 idle = 0 if _length(part) > before else idle + 1
                 time.sleep(PAUSE if idle < PATIENCE else 0)
-    tried = "\n".join(f"  {mirror}: {why:.200}" for mirror, why in failures.items())
+    tried = "\n".join(f"  {mirror}: {why:.240}" for mirror, why in failures.items())
     raise ConnectionError(
         f"{source.path} could not be downloaded:\n{tried}\nTry again where there is a network (what has come is kept). "
         f"Or put the file by hand at {target}, or into a folder that the environment variable SDE_DATA names, as "
@@ -199,6 +200,17 @@ def _alone(target: Path) -> Iterator[None]:
             with suppress(OSError):  # some network file systems have no locks
                 fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def _quiet(logger: logging.Logger) -> Iterator[None]:
+    """No line for each attempt: there is a bar, and in the end one message."""
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _pooch() -> Any:

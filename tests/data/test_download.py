@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,7 +29,8 @@ class Server:
         files: by path.
         cut: bytes after which an answer breaks off.
         ranges: whether it knows ranges.
-        lengths: whether it says how much it sends.
+        lengths: whether it says how much it sends; if not, it does not end.
+        sent: bytes beyond the file.
         asked: (path, Range) of every request.
     """
 
@@ -38,6 +40,7 @@ class Server:
     lengths: bool = True
     asked: list[tuple[str, str | None]] = field(default_factory=list)
     url: str = ""
+    sent: int = 0
 
     def answer(self, request: http.server.BaseHTTPRequestHandler) -> None:
         wanted = request.headers["Range"]
@@ -52,7 +55,10 @@ class Server:
         if begin:
             request.send_header("Content-Range", f"bytes {begin}-{len(content) - 1}/{len(content)}")
         request.end_headers()
-        request.wfile.write(content[begin:][: self.cut])
+        with suppress(OSError):  # of a client that has had enough
+            request.wfile.write(content[begin:][: self.cut])
+            while not self.lengths and self.sent < 2**27:
+                self.sent += request.wfile.write(content)
         return None
 
 
@@ -103,9 +109,9 @@ def test_a_file_comes_once_and_then_from_the_cache(server, cache):
 
 
 def test_a_broken_download_goes_on_where_it_stopped(server, cache):
-    server.files["/file.bin"], server.cut = CONTENT, 70_000
+    server.files["/file.bin"], server.cut = CONTENT, 30_000  # more often than it is asked without success
     assert locate(source(server.url)).read_bytes() == CONTENT
-    assert [wanted for _, wanted in server.asked] == [None, "bytes=70000-", "bytes=140000-"]
+    assert [wanted for _, wanted in server.asked] == [None, *[f"bytes={30_000 * k}-" for k in range(1, 7)]]
     assert left(cache) == {"file.bin"}
 
 
@@ -170,9 +176,10 @@ def test_without_a_network_the_message_says_what_to_do(cache):
 
 
 def test_an_endless_answer_is_cut_off(server, cache):
-    server.files["/file.bin"], server.lengths = CONTENT * 3, False
+    server.files["/file.bin"], server.lengths = CONTENT, False
     with pytest.raises(ConnectionError, match="sends more than the 200000 bytes"):
         locate(source(server.url))
+    assert server.sent < 2**26
     assert left(cache) == set()
 
 

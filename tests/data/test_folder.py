@@ -82,10 +82,10 @@ def test_every_kind_of_pixel_becomes_8_bits_on_white(tmp_path):
     save(tmp_path / "a_grey.png", plain(100, (8, 8)))
     save(tmp_path / "b_half_clear.png", np.dstack([plain(100), plain(128, (8, 8))]))
     save(tmp_path / "c_clear.png", np.dstack([plain(100), plain(0, (8, 8))]))
-    save(tmp_path / "d_16_bits.png", np.full((8, 8), 100 * 257, np.uint16))
+    save(tmp_path / "d_16_bits.png", np.full((8, 8), 200 * 257, np.uint16))
     Image.fromarray(plain(1, (8, 8))).convert("P").save(tmp_path / "e_palette.png", transparency=1)
-    assert levels(tmp_path) == [100, 177, 255, 100, 255]
-    assert levels(tmp_path, channels=1) == [100, 177, 255, 100, 255]
+    assert levels(tmp_path) == [100, 177, 255, 200, 255]
+    assert levels(tmp_path, channels=1) == [100, 177, 255, 200, 255]
     red = tmp_path / "colour"
     save(red / "red.png", plain(0) + np.array([200, 0, 0], np.uint8))
     assert image_folder(red, 4, bytes=True).x[0, :, 0, 0].tolist() == [200, 0, 0]
