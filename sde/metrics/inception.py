@@ -91,6 +91,11 @@ class Inception(nn.Module):
 
     References:
         Szegedy et al. (2015), 1512.00567; Heusel et al. (2017), 1706.08500.
+
+    Example:
+        >>> with torch.device("meta"):  # in outline
+        ...     Inception()(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 2048])
     """
 
     def __init__(self) -> None:
@@ -131,6 +136,12 @@ def inception(path: str | Path, sha256: str = SHA256) -> Inception:
     Raises:
         FileNotFoundError: If the file is not there.
         ValueError: If it is another file, or does not hold these weights.
+
+    Example:
+        >>> inception("pt_inception-2015-12-05-6726825d.pth")
+        Traceback (most recent call last):
+            ...
+        FileNotFoundError: pt_inception-2015-12-05-6726825d.pth is not there: download ...
     """
     path = Path(path)
     if not path.is_file():

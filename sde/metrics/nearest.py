@@ -33,7 +33,7 @@ REMEMBERED = 1 / 3
 
 
 class Neighbours(NamedTuple):
-    """Distances (n, k), nearest first, and the rows of the data that they lead to (n, k)."""
+    """Distances (n, k), nearest first, and the rows of the data that they lead to (n, k): see `neighbours`."""
 
     distance: Tensor
     rows: Tensor

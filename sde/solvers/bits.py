@@ -33,8 +33,8 @@ from sde.solvers.likelihood import flow_log_prob, signs, times_up
 from sde.solvers.progress import bar
 from sde.solvers.solver import Solver
 
-STEPS = 32
-"""Steps of RK4: on images the error of 16 is already far below that of a probe."""
+STEPS = 16
+"""Steps of RK4 in the angle: 1e-4 bits off on mixtures fitted to images; twice as many tell the error elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def bits_per_dim(
     r"""Bits per dimension of images under a model's probability flow: −log2 p(x + Δ u) / d + offset, over images.
 
     It bounds the cost of the quantised images from above (see the module), through `log_prob` with Hutchinson's
-    estimate. Cost for each image: `steps` times the solver's evaluations (4 for RK4: 128 by default), each one forward
+    estimate. Cost for each image: `steps` times the solver's evaluations (4 for RK4: 64 by default), each one forward
     pass and `probes` backward passes; nothing waits for the GPU between the first and the last of a batch.
 
     Args:
@@ -163,7 +163,7 @@ def bits_per_dim(
                 y = y + width * (rand(y.shape, own, dtype=y.dtype, device=device) - 0.5)
             given = model if label is None else model.given(label=label[rows].to(device))
             drawn = signs(y.shape, probes, own, y) if probes else None
-            nats, calls = flow_log_prob(given, y, grid, solver, drawn)
+            nats, calls = flow_log_prob(given, y, grid, solver, drawn, angle=True)
             found.append(nats.cpu().double() / (-math.log(2) * y[0].numel()) + offset)
             done(len(y))
     return BitsPerDim(torch.cat(found), calls)

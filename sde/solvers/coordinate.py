@@ -218,6 +218,10 @@ class _Ratio(Coordinate):
     def leave(self, y: Tensor, t: Tensor) -> Tensor:
         return self._state(y, *self._frame(t))
 
+    def size(self, t: Tensor) -> Tensor:
+        """R at times t: how large the state is for each unit of y."""
+        return self._frame(t)[1]
+
     def _frame(self, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha, sigma = (torch.as_tensor(c) for c in self.schedule.levels(t))
         return alpha, self.weights(alpha, sigma)[0]

@@ -24,7 +24,9 @@ from torch import Tensor
 from sde.forward import SDE, ScalarSDE
 from sde.random import Generator, rand
 from sde.score import Model
+from sde.shape import as_time
 from sde.solvers import grids
+from sde.solvers.coordinate import Angle
 from sde.solvers.integrate import trajectory
 from sde.solvers.onestep import RK4
 from sde.solvers.solver import Solver
@@ -115,15 +117,16 @@ class _FlowAndDivergence(SDE):
 
     def drift(self, x: Tensor, t: float | Tensor) -> Tensor:
         state = x[:, : self.event.numel()].reshape(-1, *self.event)
-
-        def field(u: Tensor) -> Tensor:
-            return self.model(u, t).velocity
-
+        field = self.field(t, state)
         if self.probes is None:
             v, div = divergence(field, state)
             return torch.cat([v.flatten(1), div[:, None]], 1)
         v, estimates = hutchinson(field, state, self.probes)
         return torch.cat([v.flatten(1), estimates], 1)
+
+    def field(self, t: float | Tensor, state: Tensor) -> Callable[[Tensor], Tensor]:
+        """What the state and the density move by at time t."""
+        return lambda u: self.model(u, t).velocity
 
     def diffusion(self, x: Tensor, t: float | Tensor, z: Tensor) -> Tensor:
         return torch.zeros_like(z)
@@ -203,6 +206,17 @@ def log_prob(
     return flow_log_prob(model, x, times, solver, drawn)[0].mean(1)
 
 
+class _AlongAngle(_FlowAndDivergence):
+    """The same in the time and the state of `coordinate.Angle`: no more to bend than the network's own output has."""
+
+    def __init__(self, model: Model, line: Angle, event: torch.Size, probes: Tensor | None) -> None:
+        super().__init__(model, event, probes)
+        self.line, self.tabulates = line, False
+
+    def field(self, t: float | Tensor, state: Tensor) -> Callable[[Tensor], Tensor]:
+        return self.line.fields(as_time(t).reshape(1), state)[0]
+
+
 @torch.no_grad()
 def flow_log_prob(
     model: Model,
@@ -210,8 +224,13 @@ def flow_log_prob(
     times: Tensor | Sequence[float] | None = None,
     solver: Solver | None = None,
     probes: Tensor | None = None,
+    angle: bool = False,
 ) -> tuple[Tensor, int]:
     r"""As `log_prob` for each probe by itself, (B, K) for probes (K, B, \*D) and (B, 1) for none; and the evaluations.
+
+    With `angle`, the flow of a scalar SDE is solved in u = atan(sigma / (alpha s)) for y = (x - alpha m) / r, with m, s
+    the data's mean and scale and r^2 = alpha^2 s^2 + sigma^2, of which log p_x = log p_y - d log r. There it is smooth
+    under every schedule, and a grid of 16 steps does what 16 (VP) to 64 (EDM) do in t.
 
     Example:
         >>> import torch, sde
@@ -224,10 +243,16 @@ def flow_log_prob(
         raise ValueError(f"x must be (B, *D) with B at least 1, got shape {tuple(x.shape)}")
     grid = times_up(model) if times is None else _checked(model, times)
     d = x[0].numel()
-    start = torch.cat([x.flatten(1), x.new_zeros(len(x), 1 if probes is None else len(probes))], 1)
+    columns, growth = x.new_zeros(len(x), 1 if probes is None else len(probes)), 0.0
+    line = Angle(model, grid, x) if angle and isinstance(model.sde, ScalarSDE) else None
+    flow, times, y = _FlowAndDivergence(model, x.shape[1:], probes), grid, x
+    if line is not None:
+        flow, times, y = _AlongAngle(model, line, x.shape[1:], probes), line.of(grid), line.enter(x, grid[0])
+        growth = d * float(torch.log(line.size(grid[-1]) / line.size(grid[0])))
     state = None
-    for state in trajectory(_FlowAndDivergence(model, x.shape[1:], probes), start, grid, solver or RK4()):  # noqa: B007
+    for state in trajectory(flow, torch.cat([y.flatten(1), columns], 1), times, solver or RK4()):  # noqa: B007
         pass
     assert state is not None
-    end = state.x
-    return model.prior_log_prob(end[:, :d].reshape(x.shape))[:, None] + end[:, d:], state.calls
+    end = state.x[:, :d].reshape(x.shape)
+    end = end if line is None else line.leave(end, grid[-1])
+    return model.prior_log_prob(end)[:, None] + state.x[:, d:] + growth, state.calls

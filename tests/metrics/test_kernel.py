@@ -143,7 +143,7 @@ def test_kernel_distance_of_shifted_gaussians_has_its_closed_form_no_bias_and_it
 
     def draws(n, m, shift):
         found = [
-            kernel_distance(torch.randn(n, 1, generator=generator), torch.randn(m, 1, generator=generator) + shift, 10)
+            kernel_distance(torch.randn(n, 1, generator=generator), torch.randn(m, 1, generator=generator) + shift, 5)
             for _ in range(120)
         ]
         return [torch.tensor(v).double() for v in zip(*found, strict=True)]
