@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sde.nets import DiT
+from sde.nets.dit import _Layer
 
 TINY: dict[str, Any] = {"channels": 1, "size": 8, "width": 16, "depth": 1, "heads": 2, "features": 8}
 
@@ -87,3 +88,16 @@ def test_wrong_images_are_refused() -> None:
         DiT(**TINY, patch=2)(torch.zeros(2, 3, 8, 8), c)
     with pytest.raises(ValueError, match=r"x has 8×4 patches, learned positions were made for 4×4"):
         DiT(**TINY, patch=2, positions="learned")(torch.zeros(2, 1, 16, 8), c)
+
+
+def test_a_layer_is_its_formula(generator: torch.Generator) -> None:
+    layer = _Layer(16, 2, 4, normed=True)
+    with torch.no_grad():
+        layer.condition.weight.normal_(generator=generator)
+        layer.condition.bias.normal_(generator=generator)
+    h, e = torch.randn(3, 5, 16, generator=generator), torch.randn(3, 16, generator=generator)
+    a1, b1, g1, a2, b2, g2 = (layer.condition.weight @ e.T + layer.condition.bias[:, None]).T[:, None].split(16, -1)
+    norm = torch.nn.RMSNorm(16, 1e-6, elementwise_affine=False)
+    middle = h + g1 * layer.attention((1 + a1) * norm(h) + b1)
+    out = middle + g2 * layer.down(torch.nn.GELU("tanh")(layer.up((1 + a2) * norm(middle) + b2)))
+    torch.testing.assert_close(layer(h, e, None), out, atol=1e-4, rtol=1e-4)

@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from sde.nets import UNet
-from sde.nets.unet import _Block, _end, doubled, halved
+from sde.nets.unet import _Block, _Down, _end, _Up, doubled, halved
 
 
 def size(net: torch.nn.Module, side: int) -> tuple[float, float]:
@@ -137,3 +137,30 @@ def test_wrong_images_are_refused() -> None:
         net(torch.zeros(2, 64), c)
     with pytest.raises(ValueError, match="label was given to a net without classes"):
         net(torch.zeros(2, 3, 8, 8), c, torch.zeros(2, dtype=torch.int64))
+
+
+def test_shuffling_down_and_up_loses_nothing(generator: torch.Generator) -> None:
+    x, e = torch.randn(2, 3, 4, 6, generator=generator), torch.zeros(2, 4)
+    down, up = _Down(3, 12, "shuffle"), _Up(12, 3, "shuffle")
+    for layer in (down.mix, up.mix):
+        assert layer is not None
+        torch.nn.init.eye_(layer.weight)
+    torch.testing.assert_close(up(down(x, e), e), x)
+    torch.testing.assert_close(down(x, e)[:, :3], x[:, :, ::2, ::2])  # the upper left of each 2×2
+
+
+@pytest.mark.parametrize("merge", ["add", "concat"])
+def test_a_level_joins_what_it_kept_to_what_comes_from_within(merge: str, generator: torch.Generator) -> None:
+    level = UNet(1, 8, 8, (1, 2), 1, merge=merge, features=8).level
+    h, e = torch.randn(2, 8, 4, 4, generator=generator), torch.randn(2, 32, generator=generator)
+    assert isinstance(level.deeper, torch.nn.Module)
+    assert level.down is not None
+    assert level.up is not None
+    kept = level.inward[0](h, e)
+    inner = level.up(level.deeper(level.down(kept, e), e), e)
+    if merge == "add":
+        out = level.outward[0](kept + inner, e)
+    else:
+        out = level.outward[1](torch.cat([level.outward[0](torch.cat([inner, kept], 1), e), h], 1), e)
+    torch.testing.assert_close(level(h, e), out)
+    assert inner.abs().max() > 1e-3
