@@ -28,6 +28,10 @@ DECAYS: tuple[str, ...] = get_args(get_args(Decay)[0])
 LOW: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+NUMBER = "a number"
+"""An average of which decay, a run that goes on may change."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """The arguments of `fit` that a run follows at every step, under the same names: see there."""
@@ -66,16 +70,15 @@ class Settings:
 
     def kept(self) -> dict[str, Any]:
         """What has to be the same in the call that goes on, as JSON."""
-        ema = {"sigma_rel": list(self.ema.each), "snapshots": self.ema.snapshots} if isinstance(self.ema, Power) else 0
         return {
             "steps": self.steps,
             "batch": self.batch,
-            "average": ema,
+            "ema": f"Power({list(self.ema.each)}, {self.ema.snapshots})" if isinstance(self.ema, Power) else NUMBER,
             "flip": self.flip,
             "drop": self.drop,
             "precision": self.precision,
         }
 
 
-BEFORE = {"average": 0, "flip": False, "drop": 0.0, "precision": "float32"}
+BEFORE = {"ema": NUMBER, "flip": False, "drop": 0.0, "precision": "float32"}
 """What a file says that was written before there was a choice."""

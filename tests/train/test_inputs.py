@@ -1,5 +1,6 @@
 """Bad input to `fit`: refused at the call, by the argument's name, its value and a remedy."""
 
+import inspect
 import math
 import re
 import warnings
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 import sde
 from sde.train.checkpoint import read
+from sde.train.settings import Settings
 
 NAN = float("nan")
 
@@ -45,6 +47,42 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "a rate of NaN": ({"lr": NAN}, ValueError, "lr .*got nan"),
     "a decay of one": ({"ema": 1.0}, ValueError, r"ema must lie in \[0, 1\), got 1\.0"),
     "a decay of NaN": ({"ema": NAN}, ValueError, "ema .*got nan"),
+    "an average of text": ({"ema": "0.999"}, ValueError, r"ema must lie in \[0, 1\).*or pass sde\.train\.Power"),
+    "a decay by another name": (
+        {"decay": "cosinus"},
+        ValueError,
+        "decay must be one of cosine, linear, constant, inverse_sqrt or a function .*'cosinus'",
+    ),
+    "no parts": ({"accumulate": 0}, ValueError, "accumulate must be at least 1, got 0"),
+    "unequal parts": ({"accumulate": 3}, ValueError, "batch must divide by accumulate, got 256 and 3"),
+    "a norm of zero": ({"clip": 0.0}, ValueError, r"clip must be a positive norm or None, got 0\.0: pass clip=1\.0"),
+    "a norm of NaN": ({"clip": NAN}, ValueError, "clip .*got nan"),
+    "half a precision": (
+        {"precision": "half"},
+        ValueError,
+        "precision must be float32, bfloat16 or float16, got 'half'",
+    ),
+    "a number to compile": ({"compile": 3}, TypeError, "compile must be True, False or a mode of torch.compile, got 3"),
+    "all labels hidden": ({"drop": 1.0}, ValueError, r"drop must lie in \[0, 1\), got 1\.0"),
+    "no labels to hide": ({"drop": 0.1}, ValueError, r"drop=0\.1 hides labels, and there are none: pass cond="),
+    "no class for none": (
+        {"drop": 0.1, "cond": {"label": torch.zeros(5, dtype=torch.int64)}},
+        ValueError,
+        "drop=0.1 needs a network with classes",
+    ),
+    "points to flip": ({"flip": True}, ValueError, r"flip needs images \(N, C, H, W\), got data of shape \(5, 2\)"),
+    "points in channels": ({"channels_last": True}, ValueError, r"channels_last needs images .*\(5, 2\)"),
+    "bytes in a row": (
+        {"data": torch.zeros(5, 2, dtype=torch.uint8)},
+        ValueError,
+        r"uint8 data are image bytes .*\(5, 2\)",
+    ),
+    "mixed precision of bfloat16": (
+        {"model": sde.ScoreModel(sde.nets.MLP(), sde.VP()).bfloat16(), "precision": "bfloat16"},
+        ValueError,
+        r"keeps float32 weights, the model has torch\.bfloat16: pass model\.float\(\)",
+    ),
+    "no checkpoints": ({"save_every": 0}, ValueError, "save_every must be at least 1, got 0"),
     "two generators": (
         {"generator": [torch.Generator(), torch.Generator()]},
         TypeError,
@@ -91,7 +129,7 @@ def test_bad_input_is_refused(case: str, small: Callable) -> None:
             sde.fit(call.pop("model"), call.pop("data"), call.pop("steps"), **call)
 
 
-@pytest.mark.parametrize("case", [c for c in BAD if c not in ("no entries", "labels unasked for", "another dimension")])
+@pytest.mark.parametrize("case", [c for c in BAD if c not in LATE])
 def test_steps_are_refused_at_the_call(case: str, small: Callable) -> None:
     """Not at the first step of the generator."""
     changed, kind, words = BAD[case]
@@ -124,6 +162,19 @@ def test_a_wrong_scale_is_warned_of(mean: float, scale: float, warned: bool, poi
                 r"data lie .* its scale is .*ScoreModel\(\.\.\., mean=data\.mean\(0\)", str(caught[0].message)
             )
             assert Path(caught[0].filename).name == "test_inputs.py"  # the line to change
+
+
+def test_bytes_of_a_wrong_scale_are_warned_of(small: Callable, seeded: Callable) -> None:
+    photos = torch.randint(256, (9000, 1, 1, 2), generator=seeded(0), dtype=torch.uint8)
+    with pytest.warns(UserWarning, match=r"data lie 0\.58.* its scale is 2"):
+        sde.fit(small(scale=2.0), photos, 1, progress=False)
+
+
+def test_steps_have_the_defaults_of_fit() -> None:
+    """Two lists of them, the same names and values."""
+    fit = {k: v.default for k, v in inspect.signature(sde.fit).parameters.items()}
+    for name, parameter in inspect.signature(Settings).parameters.items():
+        assert parameter.default == (inspect.Parameter.empty if name == "steps" else fit[name])
 
 
 # A loss that is lost.

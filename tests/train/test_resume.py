@@ -144,6 +144,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "plain descent": {"rate": lambda p: torch.optim.SGD(p, lr=1.0)},
     "AdamW": {"rate": lambda p: torch.optim.AdamW(p, lr=1.0, weight_decay=0.1, amsgrad=True)},
     "a weight": {"weight": sde.train.min_snr(5.0)},
+    "two averages": {"ema": sde.train.Power((0.1, 0.05))},
+    "float16": {"precision": "float16", "clip": 1.0},
+    "parts in bfloat16": {"precision": "bfloat16", "accumulate": 4, "decay": "inverse_sqrt"},
+    "files at odd steps": {"save_every": 9},
 }
 
 
@@ -170,6 +174,24 @@ def test_a_generator_of_its_own(train: Train, bits: Callable, tmp_path: Path) ->
     points = torch.randn(200, 2, generator=torch.Generator().manual_seed(99)) @ torch.tensor([[1.0, 0.6], [0.0, 0.8]])
     sde.fit(model, points, STEPS, batch=8, every=10, lr=1e-2, warmup=5, checkpoint=path, progress=False)
     assert torch.equal(bits(whole), bits(model))
+
+
+def test_a_file_from_before_there_was_a_choice(train: Train, bits: Callable, tmp_path: Path) -> None:
+    """It says nothing of precision, flips and the like, nor of throughput."""
+    whole, history = train(None)
+    path = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(path, callback=stopping(40))
+    manifest, tensors = read(path)
+    manifest.pop("format")
+    for name in ("ema", "flip", "drop", "precision"):
+        del manifest["run"][name]
+    del manifest["run"]["history"]["throughput"]
+    write(path, manifest, tensors)
+    model, again = train(path)
+    assert torch.equal(bits(whole), bits(model))
+    assert same(history, again)
+    assert len(again.throughput) == len(again.step)
 
 
 def test_called_again_after_the_end(train: Train, bits: Callable, tmp_path: Path) -> None:
@@ -352,6 +374,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "dtype": ({"make": lambda: other()().double()}, r"holds no complete training run .*float32.*float64"),
     "coupling": ({"make": other(), "coupling": optimal_transport}, "another model"),
     "optimizer": ({"rate": torch.optim.AdamW}, "optimizer=Adam, now optimizer=AdamW"),
+    "precision": ({"precision": "bfloat16"}, "precision=float32, now precision=bfloat16"),
+    "averages": ({"ema": sde.train.Power(0.1)}, r"was trained with ema=a number, now ema=Power\(\[0\.1\], 16\): pass"),
 }
 
 
