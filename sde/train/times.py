@@ -120,6 +120,6 @@ class TimeTable:
         """Times at quantiles u, in the shape of u."""
         if self.values is None:
             return self.times.quantile(self.sde, u, self.scale)
-        place = u.to(self.values.dtype) * (len(self.values) - 1)
+        place = u.to(self.values) * (len(self.values) - 1)
         i = place.long().clamp_max(len(self.values) - 2)
         return torch.lerp(self.values[i], self.values[i + 1], place - i)
