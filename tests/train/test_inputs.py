@@ -129,6 +129,10 @@ def test_bad_input_is_refused(case: str, small: Callable) -> None:
             sde.fit(call.pop("model"), call.pop("data"), call.pop("steps"), **call)
 
 
+LATE = ("no entries", "no checkpoints", "labels unasked for", "another dimension")
+"""What steps are not told, and what the network is the first to see."""
+
+
 @pytest.mark.parametrize("case", [c for c in BAD if c not in LATE])
 def test_steps_are_refused_at_the_call(case: str, small: Callable) -> None:
     """Not at the first step of the generator."""
