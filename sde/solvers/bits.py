@@ -70,7 +70,7 @@ class BitsPerDim:
         return float((self.bits.var(1).mean() / (n * k)).sqrt()) if k > 1 else math.nan
 
     def merge(self, other: BitsPerDim) -> BitsPerDim:
-        """With the images of another process, or of another part of the test set."""
+        """With the images of another part of the test set; over processes, `sde.metrics.gather(found.bits)`."""
         return BitsPerDim(torch.cat([self.bits, other.bits.to(self.bits.device)]), self.evaluations)
 
     def __str__(self) -> str:

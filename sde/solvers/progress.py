@@ -8,7 +8,12 @@ from typing import Any
 
 @contextmanager
 def bar(total: int | None, what: str, unit: str, progress: bool | None) -> Iterator[Callable[[int], None]]:
-    """A function that counts; it shows a bar if asked to, or by default once two seconds have passed."""
+    """A function that counts; it shows a bar if asked to, or by default once two seconds have passed.
+
+    Example:
+        >>> with bar(10, "images", "image", progress=False) as done:
+        ...     done(10)
+    """
     shown: Any = None
     began, done = time.monotonic(), 0
 
