@@ -58,12 +58,8 @@ def columns(x: torch.Tensor, names: Sequence[str], title: str) -> Any:
     """A grid with one column a class, its name below."""
     ax = sde.plot.grid(x, ncols=len(names))
     pitch = ax.images[0].get_array().shape[1] / len(names)  # pyright: ignore[reportOptionalMemberAccess]
-    slanted = max(map(len, names)) > 3
     ax.set_xticks([pitch * (k + 0.5) - 0.5 for k in range(len(names))], names)
     ax.tick_params(axis="x", length=0)
-    if slanted:
-        for label in ax.get_xticklabels():
-            label.set(rotation=30, ha="right", rotation_mode="anchor")
     ax.set_title(title)
     return ax
 
