@@ -41,15 +41,17 @@ def tensorboard(
 
     def write(step: Step) -> None:
         nonlocal writer
-        if writer is None:
-            writer = SummaryWriter(str(folder), purge_step=step.step)
         h = step.history
-        if h.step:
+        if step.main:
+            writer = writer or SummaryWriter(str(folder), purge_step=step.step)
             for name, values in {"loss": h.loss, "lr": h.lr, "samples/s": h.throughput}.items():
                 writer.add_scalar(name, values[-1], step.step)
         if images is not None and len(h.step) % every == 0:
-            with step.averaged() as model:
-                writer.add_images("samples", (images(model).float().cpu() + 1).div(2).clamp(0, 1), step.step)
-        writer.flush()
+            with step.averaged() as model:  # in every process, as a sharded network needs them all
+                drawn = (images(model).float().cpu() + 1).div(2).clamp(0, 1)
+            if step.main:
+                writer.add_images("samples", drawn, step.step)
+        if step.main:
+            writer.flush()
 
     return write

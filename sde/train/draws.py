@@ -65,8 +65,10 @@ class Draws:
         cond: Mapping[str, Tensor],
         settings: Settings,
         generator: torch.Generator,
+        share: slice | None = None,
     ) -> None:
         self.model, self.cond, self.settings, self.generator = model, dict(cond), settings, generator
+        self.share = share
         self.device, self.dtype = data.device, model.placement()[1]
         self.bytes, self.classes = data.dtype is torch.uint8, getattr(model.net, "classes", 0)
         self.like = torch.empty((1,) * data.ndim, dtype=self.dtype)
@@ -124,7 +126,8 @@ class Draws:
         cond = {k: c[i] for k, c in self.cond.items()}
         if plan.drop is not None:
             cond["label"] = cond["label"].masked_fill(plan.drop, self.classes)
-        return Batch(z, eps, plan.row, cond)
+        batch = Batch(z, eps, plan.row, cond)
+        return batch if self.share is None else batch.share(self.share)
 
     def _decoded(self, x: Tensor, flip: Tensor | None) -> Tensor:
         if flip is not None:

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sde.train.distributed import local
+
 WIDEST = 0.28
 """Just below 1/sqrt(12), the width of gamma = 0, which weighs the beginning of a run as much as its end."""
 
@@ -90,12 +92,13 @@ class Averages:
         self.gammas = ema.gammas if isinstance(ema, Power) else ()
         count = len(self.gammas) or (1 if ema else 0)
         self.means = [[p.detach().clone() for p in parameters] for _ in range(count)]
+        self.local = [[local(e) for e in means] for means in self.means]
 
     def update(self, values: list[Tensor], step: int) -> None:
         """Take in the weights after a step, counted from 1."""
         if self.decay:
             d = min(self.decay, (1 + step) / (10 + step))
-            torch._foreach_lerp_(self.means[0], values, 1 - d)  # pyright: ignore[reportPrivateImportUsage]
-        for mean, gamma in zip(self.means, self.gammas, strict=False):
+            torch._foreach_lerp_(self.local[0], values, 1 - d)  # pyright: ignore[reportPrivateImportUsage]
+        for mean, gamma in zip(self.local, self.gammas, strict=False):
             share = -math.expm1((gamma + 1) * math.log1p(-1 / step)) if step > 1 else 1.0
             torch._foreach_lerp_(mean, values, share)  # pyright: ignore[reportPrivateImportUsage]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from sde.score import ScoreModel
 from sde.train import inputs
 from sde.train.checkpoint import writable
 from sde.train.couple import Coupling
+from sde.train.distributed import Together, team
 from sde.train.ema import Power
 from sde.train.interrupt import deferred
 from sde.train.loss import Weight, unit
@@ -31,6 +32,9 @@ from sde.train.run import History, Run, Step
 from sde.train.settings import Decay, Precision, Settings
 from sde.train.snapshots import keep
 from sde.train.times import Times
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 Callback = Callable[[Step], Any]
 
@@ -43,6 +47,7 @@ def fit_steps(
     cond: Mapping[str, Tensor] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     generator: torch.Generator | None = None,
+    accelerator: Accelerator | None = None,
     **settings: Any,
 ) -> Iterator[Step]:
     """Training step by step; arguments and defaults as `fit`, up to `channels_last`.
@@ -55,7 +60,7 @@ def fit_steps(
         >>> [s.step for s in sde.fit_steps(model, torch.randn(100, 2), steps=3, batch=16)]
         [1, 2, 3]
     """
-    return _until_left(_start(model, data, cond, Settings(steps, **settings), optimizer, generator))
+    return _until_left(_start(model, data, cond, Settings(steps, **settings), optimizer, generator, accelerator))
 
 
 def _until_left(run: Run) -> Iterator[Step]:
@@ -73,18 +78,22 @@ def _start(
     settings: Settings,
     optimizer: torch.optim.Optimizer | None,
     generator: torch.Generator | None,
+    accelerator: Accelerator | None,
 ) -> Run:
-    cond = cond or {}
+    cond, several = cond or {}, team(accelerator)
+    if isinstance(several, Together):
+        model, data, cond = several.place(model, data, cond)
     inputs.check_settings(settings, generator)
     inputs.check(model, data, cond, settings.coupling)
     inputs.check_fits(settings, model, data, cond)
+    inputs.check_team(settings, several)
     inputs.warn_of_scale(model, data, stacklevel=3)
     settings = replace(settings, steps=int(settings.steps), batch=int(settings.batch))
     if generator is None:  # a generator of its own, seeded from the global one, so that a run can be resumed
         generator = torch.Generator(data.device).manual_seed(int(torch.randint(2**62, ())))
     model.coupled = settings.coupling is not None
     model.train()
-    return Run(model, data, cond, settings, optimizer, generator)
+    return Run(model, data, cond, settings, optimizer, generator, several)
 
 
 def fit(
@@ -110,6 +119,7 @@ def fit(
     accumulate: int = 1,
     compile: bool | str = False,
     channels_last: bool | None = None,
+    accelerator: Accelerator | None = None,
     every: int = 100,
     save_every: int | None = None,
     callback: Callback | Sequence[Callback] | None = None,
@@ -147,10 +157,12 @@ def fit(
         accumulate: Parts that a batch goes through the network in, one after the other, where it does not fit at once.
         compile: True, or a mode of `torch.compile`, for the network; the model itself stays the plain one.
         channels_last: Memory layout of images and weights. Default: on CUDA.
+        accelerator: An `accelerate.Accelerator`, for several GPUs by DDP or FSDP2; made by itself under `accelerate
+            launch`. `batch` is that of all processes together, and the numbers are those of one.
 
         every: Steps between two entries of the history.
         save_every: Steps between two checkpoints. Default: as `every`.
-        callback: Called with each `Step` that is logged; one, or several.
+        callback: Called with each `Step` that is logged; one, or several. Of several processes, in each: `step.main`.
         checkpoint: File that is kept up to date, and written on interruption; a later call goes on from it.
         resume: False to start anew though the checkpoint is there.
         progress: A bar.
@@ -182,7 +194,7 @@ def fit(
         weight=weight, times=times, coupling=coupling, flip=flip, drop=drop,
         precision=precision, accumulate=accumulate, compile=compile, channels_last=channels_last,
     )  # fmt: skip
-    run = _start(model, data, cond, settings, optimizer, generator)
+    run = _start(model, data, cond, settings, optimizer, generator, accelerator)
     try:
         if path and resume and path.exists():
             restore(run, path)
@@ -220,7 +232,8 @@ class Session:
         run, steps, last = self.run, iter(self.run), self.run.settings.steps
         ema = run.settings.ema
         due = ema.due(last) if self.path and isinstance(ema, Power) else ()
-        bar = tqdm(total=last, initial=run.step, desc="training", unit="step", disable=not self.progress)
+        quiet = not (self.progress and run.team.main)
+        bar = tqdm(total=last, initial=run.step, desc="training", unit="step", disable=quiet)
         with bar, deferred() as check, self._kept(steps):
             for now in steps:
                 run.losses.append(now.loss)
@@ -246,7 +259,7 @@ class Session:
     def _mean(self) -> float:
         """Mean loss since the last entry; an error where it or a weight is no number any more."""
         run, path = self.run, self.path
-        mean = float(torch.stack(run.losses).mean())  # here, and nowhere else, the device is waited for
+        mean = float(run.team.mean(torch.stack(run.losses)).mean())  # here, and nowhere else, the device is waited for
         if not (math.isfinite(mean) and run.finite()):
             raise FloatingPointError(
                 f"loss is {mean} at step {run.step}, or a weight is: lower lr={run.settings.lr:g}, or standardise the "
@@ -272,8 +285,9 @@ class Session:
         except KeyboardInterrupt:
             # Inside a step (a second Ctrl-C) weights and generator belong to different steps: the last file is better.
             whole = inspect.getgeneratorstate(steps) == inspect.GEN_SUSPENDED  # pyright: ignore[reportArgumentType]
-            if path and whole and not (self.busy or run.swapped) and run.finite():
+            # Nor do several processes stop at the same step.
+            if path and whole and run.team.size == 1 and not (self.busy or run.swapped) and run.finite():
                 save(run, path)
-            if path and path.exists():
+            if path and path.exists() and run.team.main:
                 print(f"stopped at step {run.step} of {run.settings.steps}: the same call goes on from {path}")  # noqa: T201
             raise

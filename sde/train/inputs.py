@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sde.forward import ScalarSDE
 from sde.score import ScoreModel
+from sde.train.distributed import Alone
 from sde.train.ema import Power
 from sde.train.settings import DECAYS, LOW, Settings
 
@@ -146,3 +147,12 @@ def check_fits(s: Settings, model: ScoreModel, data: Tensor, cond: Mapping[str, 
     if s.precision in LOW and kinds != {torch.float32}:
         have = ", ".join(sorted(map(str, kinds)))
         raise ValueError(f"precision={s.precision!r} keeps float32 weights, the model has {have}: pass model.float()")
+
+
+def check_team(s: Settings, team: Alone) -> None:
+    """What several processes ask of the settings."""
+    if s.batch % (team.size * s.accumulate):
+        parts = f"{team.size} processes" + (f" of {s.accumulate} parts" if s.accumulate > 1 else "")
+        raise ValueError(f"batch must divide by {parts}, got {s.batch}: equal shares are needed")
+    if team.sharded and s.precision == "float16":
+        raise ValueError("precision='float16' does not go with FSDP2: pass precision='bfloat16'")

@@ -96,7 +96,13 @@ def _described(obj: Any, where: str) -> Any:
             f"{where} is wrapped by torch.compile, which a checkpoint cannot hold: make the model with the plain "
             "network, and train it with compile=True"
         )
-    return {"class": _name(type(obj)), "args": {n: _described(v, f"{where}.{n}") for n, v in _arguments(obj)}}
+    return {"class": _name(_plain(type(obj))), "args": {n: _described(v, f"{where}.{n}") for n, v in _arguments(obj)}}
+
+
+def _plain(cls: type) -> type:
+    """The class itself, where FSDP2 put one of its own in its place."""
+    sharded = any(base.__name__ == "FSDPModule" for base in cls.__bases__)
+    return cls.__bases__[1] if sharded else cls
 
 
 def _name(cls: type) -> str:
@@ -104,7 +110,8 @@ def _name(cls: type) -> str:
 
 
 def _arguments(obj: object) -> Iterator[tuple[str, Any]]:
-    cls, name = type(obj), type(obj).__name__
+    cls = _plain(type(obj))
+    name = cls.__name__
     if cls.__init__ is nn.Module.__init__:  # it takes anything, and passes nothing on
         return
     for p in inspect.signature(cls).parameters.values():

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sde.train.checkpoint import CheckpointError, read, write
+from sde.train.distributed import fill
 from sde.train.manifest import describe
 from sde.train.run import History, Run, global_states, set_global_states
 from sde.train.settings import BEFORE
@@ -36,12 +37,23 @@ def save(run: Run, path: Path) -> None:
     if run.drawn or any(not torch.equal(states[k], v) for k, v in run.states.items()):
         tensors |= {f"generator/global/{k}": v for k, v in states.items()}
     if run.losses:
-        tensors["run/losses"] = torch.stack(run.losses)
+        tensors["run/losses"] = run.team.mean(torch.stack(run.losses))
     made = {**run.settings.kept(), "optimizer": type(run.optimizer).__name__}
     made |= {"step": run.step, "history": asdict(run.history)}
     if run.scaler is not None:
         made["scaler"] = run.scaler.state_dict()
-    write(path, {"model": describe(run.model), "run": made}, tensors)
+    put(run, path, {"model": describe(run.model), "run": made}, tensors)
+
+
+def put(run: Run, path: Path, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Write a file; several processes gather its tensors, and the first one writes."""
+    whole = {}
+    for name, value in tensors.items():
+        gathered = run.team.whole(value)
+        if run.team.main:
+            whole[name] = gathered if gathered is value else gathered.cpu()
+    if run.team.main:
+        write(path, manifest, whole)
 
 
 def averaged(run: Run, which: int) -> dict[str, Tensor]:
@@ -114,7 +126,9 @@ def _slots(run: Run, tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tenso
             _, i, slot = key.split("/")
             p = weights[int(i)]
             if value.shape == p.shape:
-                value = torch.empty_like(p, dtype=value.dtype).copy_(value)
+                own = torch.empty_like(p, dtype=value.dtype)
+                fill(own, value)
+                value = own
             slots.setdefault(int(i), {})[slot] = value
     return slots
 
@@ -135,4 +149,4 @@ def _fill_all(own: Sequence[Tensor], values: Iterable[Tensor]) -> None:
 def _fill(own: Tensor, value: Tensor) -> None:
     if (own.shape, own.dtype) != (value.shape, value.dtype):
         raise ValueError(f"{tuple(value.shape)} {value.dtype} in place of {tuple(own.shape)} {own.dtype}")
-    own.copy_(value)
+    fill(own, value)

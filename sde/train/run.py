@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sde.score import ScoreModel
+from sde.train.distributed import Alone, local
 from sde.train.draws import Batch, Draws
 from sde.train.ema import Averages
 from sde.train.loss import regression
@@ -65,6 +66,11 @@ class Step(NamedTuple):
     run: Run
 
     @property
+    def main(self) -> bool:
+        """Whether this is the process that writes: the only one, or the first of several."""
+        return self.run.team.main
+
+    @property
     def history(self) -> History:
         """What was logged so far."""
         return self.run.history
@@ -98,14 +104,18 @@ class Run:
         settings: Settings,
         optimizer: torch.optim.Optimizer | None,
         generator: torch.Generator,
+        team: Alone,
     ) -> None:
-        self.model, self.settings, self.step, self.history = model, settings, 0, History()
-        self.draws = Draws(model, data, cond, settings, generator)
-        if self.draws.channels_last:
+        self.model, self.settings, self.team, self.step, self.history = model, settings, team, 0, History()
+        team.level(model)
+        self.draws = Draws(model, data, cond, settings, team.same(generator), team.share(settings.batch))
+        if self.draws.channels_last and not team.sharded:  # a shard has no layout of its own
             model.net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self.net = _compiled(model.net, settings.compile)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = optimizer or torch.optim.Adam(self.parameters, lr=settings.lr, fused=self._fused())
+        optimizer = optimizer or torch.optim.Adam(self.parameters, lr=settings.lr, fused=self._fused())
+        net, self.optimizer = team.wrap(model.net, optimizer)
+        self.wrapped, self.net = net, _compiled(net, settings.compile)
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.averages = Averages(settings.ema, self.parameters)
         self.swapped = False
         self.losses: list[Tensor] = []  # since the last entry of the history
@@ -122,7 +132,9 @@ class Run:
 
     def __iter__(self) -> Iterator[Step]:
         optimizer, draws, settings = self.optimizer, self.draws, self.settings
-        values = [p.detach() for p in self.parameters]  # views of the weights that the optimizer changes in place
+        values = [
+            local(p.detach()) for p in self.parameters
+        ]  # views of the weights that the optimizer changes in place
         while self.step < settings.steps:
             for plan in draws.plans(self.step)[: settings.steps - self.step]:
                 lr = settings.rate(self.step)
@@ -141,7 +153,10 @@ class Run:
         k = self.settings.accumulate
         if k == 1:
             return self._backward(batch, 1)
-        return torch.stack([self._backward(part, k) for part in batch.parts(k)]).sum()
+        *most, last = batch.parts(k)
+        with self.team.apart(self.wrapped):
+            losses = [self._backward(part, k) for part in most]
+        return torch.stack([*losses, self._backward(last, k)]).sum()
 
     def _backward(self, batch: Batch, k: int) -> Tensor:
         """Add a k-th of the gradient of the mean loss of a batch; a k-th of that loss."""
@@ -179,18 +194,28 @@ class Run:
             self.swapped = False
 
     def _swap(self) -> None:
+        self.team.settle(self.model)
         for means in self.averages.means[:1]:
             for i, p in enumerate(self.parameters):
-                p.data, means[i] = means[i], p.data
+                if self.team.sharded:  # the gathering looks into the memory itself
+                    ours, its = local(p.detach()), local(means[i])
+                    kept = ours.clone()
+                    ours.copy_(its)
+                    its.copy_(kept)
+                else:
+                    p.data, means[i] = means[i], p.data
 
     def finite(self) -> bool:
         """Whether every weight is a number."""
-        largest = torch._foreach_norm([p.detach() for p in self.parameters], float("inf"))  # pyright: ignore[reportPrivateImportUsage]
-        return bool(torch.stack([v.isfinite() for v in largest]).all())
+        values = [v for v in (local(p.detach()) for p in self.parameters) if v.numel()]
+        largest = torch._foreach_norm(values, float("inf"))  # pyright: ignore[reportPrivateImportUsage]
+        good = torch.stack([v.isfinite() for v in largest]).all()
+        return float(self.team.mean(good.float())) == 1.0
 
     def finish(self) -> None:
         """Leave the averaged weights in the model."""
         if self.step:
+            self.team.settle(self.model)
             with torch.no_grad():
                 for means in self.averages.means[:1]:
                     for p, e in zip(self.parameters, means, strict=True):

@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 
 from sde.score import ScoreModel
-from sde.train.checkpoint import CheckpointError, filled, header, read, write
+from sde.train.checkpoint import CheckpointError, filled, header, read
 from sde.train.ema import WIDEST, Power, exponent
 from sde.train.manifest import describe
-from sde.train.resume import averaged
+from sde.train.resume import averaged, put
 from sde.train.run import Run
 
 NAME = re.compile(r"\d+-[\d.e-]+\.safetensors")
@@ -52,8 +52,9 @@ def keep(run: Run, checkpoint: Path) -> None:
     for which, width in enumerate(ema.each):
         made = {"step": run.step, "sigma_rel": width, "still": still}
         manifest = {"model": describe(run.model), "snapshot": made}
-        write(folder / _name(run.step, width), manifest, averaged(run, which))
-    _sweep(folder, {_name(n, width) for n in ema.due(run.settings.steps) if n <= run.step for width in ema.each})
+        put(run, folder / _name(run.step, width), manifest, averaged(run, which))
+    if run.team.main:
+        _sweep(folder, {_name(n, width) for n in ema.due(run.settings.steps) if n <= run.step for width in ema.each})
 
 
 def _name(step: int, width: float) -> str:
