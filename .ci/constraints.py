@@ -7,7 +7,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = ("test", "lint", "docs", "notebooks", "video", "bench")
+EXTRAS = ("test", "lint", "docs", "notebooks", "images", "video", "bench")
 HEAD = """\
 # The versions that continuous integration uses. A constraint installs nothing: it says which version.
 # Written by `make constraints`: edit pyproject.toml, not this file. The label of a build (+cpu) is left out,

@@ -66,6 +66,7 @@ from sde.solvers import (
     AdaptiveHeun,
     Ancestral,
     AnnealedLangevin,
+    BitsPerDim,
     BogackiShampine,
     Churn,
     DormandPrince,
@@ -92,6 +93,7 @@ from sde.solvers import (
     TorchdiffeqSolver,
     Trajectory,
     UniPC,
+    bits_per_dim,
     fitted_times,
     grids,
     integrate,
@@ -121,7 +123,7 @@ __all__ = [
     "DPMSolverPP", "DormandPrince", "Euler", "EulerMaruyama", "GDDIM", "Heun", "IPNDM", "Interval", "Langevin",
     "MatrixAdams", "Milstein", "PNDM", "Picard", "PredictorCorrector", "RK4", "Restart", "ReverseDiffusion", "RhoRK",
     "SASolver", "SEEDS", "SRA1", "SRA3", "SSCS", "ScipySolver", "TorchdiffeqSolver", "UniPC",
-    "log_prob",
+    "log_prob", "bits_per_dim", "BitsPerDim",
     # training
     "fit", "fit_steps", "History", "save", "load", "pretrained",
     # noise
