@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-PINNED = ["test", "lint", "docs", "notebooks", "video", "bench"]
+PINNED = ["test", "lint", "docs", "notebooks", "images", "video", "bench"]
 
 needs_make = pytest.mark.skipif(
     shutil.which("make") is None or sys.platform == "win32", reason="needs make and a POSIX shell"
@@ -37,6 +37,9 @@ def test_every_dependency_is_pinned_at_a_version_that_pyproject_allows() -> None
     for line in [*PROJECT["dependencies"], *(line for extra in PINNED for line in EXTRAS[extra])]:
         need = Requirement(line)
         name = canonicalize_name(need.name)
+        if name == "sde":  # one extra within another, which is among those that are looked at
+            assert need.extras <= {*PINNED}
+            continue
         assert name in pinned, f"{name} is not pinned: run make constraints"
         assert need.specifier.contains(pinned[name]), f"{line} does not allow {name}=={pinned[name]}"
 
