@@ -68,7 +68,7 @@ class Draws:
         share: slice | None = None,
     ) -> None:
         self.model, self.cond, self.settings, self.generator = model, dict(cond), settings, generator
-        self.share = share
+        self.share, self.shape = share, (settings.batch, *data.shape[1:])
         self.device, self.dtype = data.device, model.placement()[1]
         self.bytes, self.classes = data.dtype is torch.uint8, getattr(model.net, "classes", 0)
         self.like = torch.empty((1,) * data.ndim, dtype=self.dtype)
@@ -116,9 +116,9 @@ class Draws:
     def batch(self, plan: Plan) -> Batch:
         """Data, noise and conditioning of a step."""
         g, i = self.generator, plan.which
-        eps = torch.randn(self.settings.batch, *self.data.shape[1:], generator=g, device=g.device)
+        eps = torch.randn(self.shape, generator=g, device=g.device)
         z = self.data[i] if self.centred else self._decoded(self.data[i], plan.flip)
-        eps = placed(eps, z.device, z.dtype)
+        eps = eps.to(z) if eps.device == z.device else placed(eps, z.device, z.dtype)
         if self.channels_last:
             z, eps = (v.contiguous(memory_format=torch.channels_last) for v in (z, eps))
         if self.settings.coupling is not None:

@@ -8,7 +8,7 @@ it is logged. A batch in k parts makes the gradient of the whole one, loss_i / k
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -120,7 +120,7 @@ class Run:
         self.swapped = False
         self.losses: list[Tensor] = []  # since the last entry of the history
         device, low = self.draws.device.type, LOW.get(settings.precision)
-        self.cast = torch.autocast(device, low) if low else nullcontext()
+        self.cast = torch.autocast(device, low) if low else None
         self.scaler = torch.amp.GradScaler(device) if low is torch.float16 else None
         u = torch.linspace(0, 1, 9, dtype=torch.float64)
         probe = settings.weight(model.levels(self.draws.table.at(u)), model.scale)
@@ -160,8 +160,12 @@ class Run:
 
     def _backward(self, batch: Batch, k: int) -> Tensor:
         """Add a k-th of the gradient of the mean loss of a batch; a k-th of that loss."""
-        with self.cast:
-            loss = regression(self.net, batch.z, batch.eps, batch.row, self.weighted, **batch.cond)
+        z, eps, row, cond = batch
+        if self.cast is None:
+            loss = regression(self.net, z, eps, row, self.weighted, **cond)
+        else:
+            with self.cast:
+                loss = regression(self.net, z, eps, row, self.weighted, **cond)
         if k > 1:
             loss = loss / k
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
