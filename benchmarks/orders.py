@@ -27,8 +27,8 @@ import sde
 from sde.checks import Order, ode_order, strong_order, weak_order
 from sde.checks.convergence import FINE, fitted, gaussian, marginal, mixture, modes, window
 from sde.checks.propagation import affine
-from sde.solvers.adaptive import EmbeddedPair
-from sde.solvers.coordinate import coordinate
+from sde.solvers.adaptive.coordinate import coordinate
+from sde.solvers.adaptive.embedded import EmbeddedPair
 
 KINDS = ("VP", "EDM", "Flow")
 WHATS = ("flow", "weak", "strong")

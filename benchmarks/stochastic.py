@@ -12,9 +12,7 @@ sampler can know), and a network is trained for too short a time.
 
 from __future__ import annotations
 
-import importlib
 import math
-import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +21,6 @@ import torch
 from torch import Tensor
 
 import sde
-import sde.solvers
 from benchmarks import harness
 from benchmarks.accuracy_field import Field, Quick
 from benchmarks.accuracy_peers import Rule
@@ -75,7 +72,7 @@ class Ruler:
 
 @dataclass(frozen=True)
 class Ours:
-    """A solver of this package: its class by name, so that one which is not there is left out.
+    """A solver of this package.
 
     Attributes:
         label: What the tables call it.
@@ -93,33 +90,18 @@ class Ours:
         """The solver and its steps for a budget of evaluations."""
         if not self.name:
             return None, budget
-        kind, given = solver_class(self.name), self.options
+        kind, given = getattr(sde, self.name), self.options
         if self.name == "PredictorCorrector":
-            corrector = solver_class(given["corrector"])(snr=given["snr"])
-            solver = kind(solver_class(given["predictor"])(), corrector)
+            corrector = getattr(sde, given["corrector"])(snr=given["snr"])
+            solver = kind(getattr(sde, given["predictor"])(), corrector)
         elif self.name == "Restart":  # a fifth of the evaluations to go up from sigma / alpha = .1 to 1 and down again
             low, high = forward.time_at(-2 * torch.log(torch.tensor([0.1, 1.0], dtype=torch.float64))).tolist()
             steps = max(2, budget // 5)
-            again = solver_class("Interval")(low, high, steps=steps, repeats=given["repeats"])
-            return kind(solver_class("Adams")(3), [again]), budget - steps * given["repeats"]
+            again = sde.Interval(low, high, steps=steps, repeats=given["repeats"])
+            return kind(sde.Adams(3), [again]), budget - steps * given["repeats"]
         else:
             solver = kind(**given)
         return solver, int(budget / solver.calls)
-
-
-def solver_class(name: str) -> Any:
-    """A public class of the solver room.
-
-    Raises:
-        ImportError: If there is none of that name.
-    """
-    if hasattr(sde, name):
-        return getattr(sde, name)
-    for module in pkgutil.iter_modules(sde.solvers.__path__):
-        found = getattr(importlib.import_module(f"sde.solvers.{module.name}"), name, None)
-        if found is not None:
-            return found
-    raise ImportError(f"sde.solvers has no {name}")
 
 
 def corrected(predictor: str, corrector: str, snr: float) -> Ours:
@@ -247,7 +229,7 @@ def race(
 
     with torch.no_grad(), quiet():
         for budget in budgets:
-            for one in present(skipped):
+            for one in SOLVERS:
                 for grid in GRIDS:
                     attempt(
                         budget, "sde", one.label, grid, lambda o=one, g=grid, n=budget: run(model, given.x, o, n, g)
@@ -272,19 +254,6 @@ def finalists(scores: list[Score], each: int = 3) -> set[tuple[int, str, str, st
                     best[s.library, s.name] = s if known is None or s.distance < known.distance else known
             ordered = sorted(best.values(), key=lambda s: s.distance)
             found |= {(s.budget, s.library, s.name, s.grid) for s in ordered[:each]}
-    return found
-
-
-def present(skipped: list[str]) -> list[Ours]:
-    """Those of `SOLVERS` that this version has."""
-    found = []
-    for one in SOLVERS:
-        try:
-            one.plan(sde.VP(), 20)
-        except ImportError as error:
-            skipped.append(f"sde {one.label}: {error}")
-        else:
-            found.append(one)
     return found
 
 

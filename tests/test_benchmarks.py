@@ -31,6 +31,7 @@ from benchmarks import (  # noqa: E402
     stochastic,
     stochastic_peers,
     stochastic_report,
+    stochastic_wrong,
     training,
     training_report,
 )
@@ -298,10 +299,10 @@ def test_stochastic_page_and_picture(tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
     few = [one for one in stochastic.SOLVERS if one.name in ("", "Ancestral", "PredictorCorrector")]
     monkeypatch.setattr(stochastic, "SOLVERS", few)
+    monkeypatch.setattr(stochastic_wrong, "SOLVERS", [*few, stochastic.Ours("DDIM", "DDIM")])
     wrong = {
         "targets": ("ring",),
         "budgets": (6,),
-        "solvers": [*few, stochastic.Ours("DDIM", "DDIM")],
         "training": (5,),
     }
     small = {"targets": ("ring",), "budgets": (6,), "samples": 200, "final_samples": 300, "wrong_samples": 200}

@@ -27,7 +27,7 @@ from sde.forward import ForwardSDE, ScalarSDE, Tabulated
 from sde.random import BrownianPath, Noise
 from sde.score import ExactScore, Gaussian, Mixture, Target
 from sde.solvers import RK4, ReverseSDE, Solver, integrate
-from sde.solvers.stochastic import SRA3
+from sde.solvers.stochastic.runge_kutta import SRA3
 
 FINE = 1024
 SETTLED = 0.05

@@ -16,7 +16,7 @@ from sde.checks.agree import violated
 from sde.metrics import floor, sliced_wasserstein
 from sde.score import ExactScore, Model
 from sde.solvers import RK4, ReverseSDE, Solver, integrate, log_prob, sample
-from sde.solvers.likelihood import times_up
+from sde.solvers.likelihood.log_prob import times_up
 
 
 def samples(

@@ -63,6 +63,8 @@ class Train:
     """Show half of the images in their mirror."""
     drop: float = 0.0
     """Share of classes that the network is not told, so that it learns to do without, too."""
+    dequantize: float = 0.0
+    """Width in bytes of the cell that each byte of an image is spread over: 1 for bits per dimension of photographs."""
     precision: str = "float32"
     """Of the network's arithmetic: float32, bfloat16, float16."""
     accumulate: int = 1

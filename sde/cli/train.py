@@ -92,6 +92,7 @@ def fit_arguments(config: Train) -> dict[str, Any]:
         "generator": common.generator(config.seed + 1, config.device),
         "flip": config.flip,
         "drop": config.drop,
+        "dequantize": config.dequantize,
         "precision": config.precision,
         "accumulate": config.accumulate,
         "compile": config.compile,

@@ -20,8 +20,8 @@ from torch import Tensor
 from sde.forward import ScalarSDE
 from sde.score import Model
 from sde.solvers import grids
-from sde.solvers.adams import Adams
-from sde.solvers.matrix import MatrixAdams
+from sde.solvers.exponential.adams import Adams
+from sde.solvers.matrix.gddim import MatrixAdams
 from sde.solvers.onestep import Heun
 from sde.solvers.solver import Solver
 

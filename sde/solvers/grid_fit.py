@@ -1,7 +1,7 @@
 r"""A time grid fitted to a model: short steps where its own trajectories bend.
 
 A rule of order p that steps by h in the angle theta makes the local error C |d^p F / dtheta^p| h^(p+1), with F the
-right side of the flow there (`sde.solvers.exponential`). The sum of errors over a given number of steps is least where
+right side of the flow there (`solvers.exponential`). The sum of errors over a given number of steps is least where
 every step makes the same one, that is, where nodes have the density
 
     |d^p F / dtheta^p|^(1 / (p + 1)),
@@ -21,8 +21,8 @@ from torch import Tensor
 from sde.forward import ScalarSDE
 from sde.random import Generator
 from sde.score import Model
-from sde.solvers.adams import Adams
 from sde.solvers.defaults import default_times
+from sde.solvers.exponential.adams import Adams
 from sde.solvers.integrate import trajectory
 from sde.solvers.reverse import ReverseSDE
 

@@ -3,7 +3,7 @@ r"""What a step is made of beside the weights: data, noise, noise levels, labels
 Everything is drawn from the run's one generator: indices, times and masks for `CHUNK` steps at once, noise step by
 step. Nothing waits for the device. A uint8 tensor is image bytes, which stay bytes until they are gathered:
 
-    z = flip(bytes) / 127.5 - 1 - mean.
+    z = (flip(bytes) + dequantize u) / 127.5 - 1 - mean,    u uniform on [-1/2, 1/2).
 """
 
 from __future__ import annotations
@@ -134,4 +134,10 @@ class Draws:
             x = torch.where(flip[:, None, None, None], x.flip(-1), x)
         like = torch.channels_last if self.channels_last else torch.contiguous_format
         x = x.to(self.fine, memory_format=like)
-        return (x.mul_(1 / HALF) if self.bytes else x).sub(self.shift).to(self.dtype)
+        if not self.bytes:
+            return x.sub(self.shift).to(self.dtype)
+        if self.settings.dequantize:
+            g = self.generator
+            u = placed(torch.rand(x.shape, generator=g, device=g.device), x.device, x.dtype)
+            x.add_(u.sub_(0.5), alpha=self.settings.dequantize)
+        return x.mul_(1 / HALF).sub(self.shift).to(self.dtype)

@@ -126,6 +126,8 @@ def _check_engine(s: Settings) -> None:
         raise TypeError(f"compile must be True, False or a mode of torch.compile, got {s.compile!r}")
     if not 0 <= s.drop < 1:
         raise ValueError(f"drop must lie in [0, 1), got {s.drop}: .1 hides the label of every tenth sample")
+    if isinstance(s.dequantize, str) or not 0 <= s.dequantize <= 255:
+        raise ValueError(f"dequantize must be a width in bytes from 0 to 255, got {s.dequantize!r}: 1 for photographs")
 
 
 def check_fits(s: Settings, model: ScoreModel, data: Tensor, cond: Mapping[str, Tensor]) -> None:
@@ -135,6 +137,11 @@ def check_fits(s: Settings, model: ScoreModel, data: Tensor, cond: Mapping[str, 
     if s.channels_last and data.ndim != 4:
         raise ValueError(
             f"channels_last needs images (N, C, H, W), got data of shape {tuple(data.shape)}: leave it out"
+        )
+    if s.dequantize and data.dtype is not torch.uint8:
+        raise ValueError(
+            f"dequantize={s.dequantize} spreads bytes, got data of {data.dtype}: pass uint8 images, or add the noise "
+            "yourself"
         )
     if s.drop and "label" not in cond:
         raise ValueError(f"drop={s.drop} hides labels, and there are none: pass cond={{'label': y}}, or drop=0")

@@ -48,6 +48,7 @@ class Settings:
     coupling: Coupling | None = None
     flip: bool = False
     drop: float = 0.0
+    dequantize: float = 0.0
     precision: Precision = "float32"
     accumulate: int = 1
     compile: bool | str = False
@@ -76,9 +77,10 @@ class Settings:
             "ema": f"Power({list(self.ema.each)}, {self.ema.snapshots})" if isinstance(self.ema, Power) else NUMBER,
             "flip": self.flip,
             "drop": self.drop,
+            "dequantize": self.dequantize,
             "precision": self.precision,
         }
 
 
-BEFORE = {"ema": NUMBER, "flip": False, "drop": 0.0, "precision": "float32"}
+BEFORE = {"ema": NUMBER, "flip": False, "drop": 0.0, "dequantize": 0.0, "precision": "float32"}
 """What a file says that was written before there was a choice."""

@@ -9,8 +9,8 @@ from scipy.interpolate import lagrange
 
 import sde
 from sde.nodes import Table
-from sde.solvers.adams import COORDINATES, PREDICTIONS
-from sde.solvers.exponential import Along, lagrange_integrals
+from sde.solvers.exponential.adams import COORDINATES, PREDICTIONS
+from sde.solvers.exponential.base import Along, lagrange_integrals
 
 SCALAR = [sde.VP(), sde.SubVP(), sde.VE(), sde.EDM(), sde.Cosine(), sde.Flow(), sde.OrnsteinUhlenbeck()]
 RING = sde.Mixture(

@@ -9,10 +9,10 @@ import torch
 
 import sde
 from sde.checks.convergence import fitted
-from sde.solvers.adaptive import BogackiShampine, DormandPrince
-from sde.solvers.adaptive_sde import AdaptiveHeun
-from sde.solvers.backends import ScipySolver, TorchdiffeqSolver
-from sde.solvers.coordinate import coordinate
+from sde.solvers.adaptive.backends import ScipySolver, TorchdiffeqSolver
+from sde.solvers.adaptive.coordinate import coordinate
+from sde.solvers.adaptive.embedded import BogackiShampine, DormandPrince
+from sde.solvers.adaptive.stochastic import AdaptiveHeun
 from sde.solvers.ratio import TimeOfRatio
 
 PAIRS = {"BogackiShampine": BogackiShampine, "DormandPrince": DormandPrince}

@@ -7,8 +7,8 @@ import torch
 
 import sde
 from sde.checks import samples
-from sde.solvers.adaptive import DormandPrince
-from sde.solvers.adaptive_sde import AdaptiveHeun, OwnPaths
+from sde.solvers.adaptive.embedded import DormandPrince
+from sde.solvers.adaptive.stochastic import AdaptiveHeun, OwnPaths
 
 ELLIPSE = sde.Gaussian([2.0, -1.0], [[0.5, 0.2], [0.2, 0.1]])
 
@@ -161,7 +161,7 @@ def test_rejections_leave_the_law_as_it_is(monkeypatch):
     exact = 1 - math.exp(-2)
     variance, deviation = spread_after()
     assert abs(variance - exact) < 4 * deviation + 0.005
-    monkeypatch.setattr("sde.solvers.adaptive_sde.OwnPaths", Forgetful)
+    monkeypatch.setattr("sde.solvers.adaptive.stochastic.OwnPaths", Forgetful)
     variance, deviation = spread_after()
     assert variance < exact - 10 * deviation  # small increments pass, large ones are drawn again
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import sde
-from sde.solvers.adaptive import DormandPrince
-from sde.solvers.backends import ScipySolver, TorchdiffeqSolver
+from sde.solvers.adaptive.backends import ScipySolver, TorchdiffeqSolver
+from sde.solvers.adaptive.embedded import DormandPrince
 
 ELLIPSE = sde.Gaussian([2.0, -1.0], [[0.5, 0.2], [0.2, 0.1]])
 SDES = {"VP": sde.VP(), "EDM": sde.EDM(), "Flow": sde.Flow()}

@@ -9,7 +9,7 @@ import sde
 from sde.data import digits
 from sde.score import Model
 from sde.solvers import BitsPerDim, bits_per_dim, hutchinson, log_prob
-from sde.solvers.likelihood import flow_log_prob, signs, times_up
+from sde.solvers.likelihood.log_prob import flow_log_prob, signs, times_up
 
 
 def generator(seed=0):

@@ -23,7 +23,7 @@ def every() -> list[Solver]:
     """One of each solver in the package, as it comes."""
     predictor = sde.EulerMaruyama()
     made: list[Solver] = [sde.PredictorCorrector(predictor, c) for c in (sde.Langevin(), sde.AnnealedLangevin())]
-    for info in pkgutil.iter_modules(sde.solvers.__path__, "sde.solvers."):
+    for info in pkgutil.walk_packages(sde.solvers.__path__, "sde.solvers."):
         module = importlib.import_module(info.name)
         for name, kind in vars(module).items():
             own = isinstance(kind, type) and kind.__module__ == info.name and issubclass(kind, Solver)

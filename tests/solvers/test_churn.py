@@ -9,7 +9,7 @@ import torch
 import sde
 from sde.checks import affine
 from sde.checks.convergence import gaussian, marginal, window
-from sde.solvers.churn import Churn, ratio
+from sde.solvers.stochastic.churn import Churn, ratio
 
 SDES = {"VP": sde.VP(), "EDM": sde.EDM(), "Flow": sde.Flow(), "VE": sde.VE()}
 ENDS = {**SDES, "Cosine": sde.Cosine(), "SubVP": sde.SubVP(), "Tabulated": sde.Tabulated.linear()}

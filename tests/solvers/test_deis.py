@@ -10,7 +10,7 @@ from scipy.interpolate import lagrange
 
 import sde
 from sde.checks.convergence import ode_order
-from sde.solvers.deis import DEIS, RHO_RK, RhoRK
+from sde.solvers.exponential.deis import DEIS, RHO_RK, RhoRK
 
 VP, EDM, FLOW = sde.VP(), sde.EDM(), sde.Flow()
 MIXTURE = sde.Mixture([0.4, 0.6], [[-1.0, 0.2], [0.8, -0.3]], [0.1, 0.2])

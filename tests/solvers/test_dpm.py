@@ -11,8 +11,8 @@ from scipy.integrate import quad
 import sde
 from sde.checks import ode_order, samples, strong_order, weak_order
 from sde.checks.convergence import window
-from sde.solvers.dpm import DPMSolver, DPMSolverPP
-from sde.solvers.logsnr import moments, through
+from sde.solvers.exponential.dpm import DPMSolver, DPMSolverPP
+from sde.solvers.exponential.logsnr import moments, through
 
 SDES = {"VP": sde.VP(), "EDM": sde.EDM(), "Flow": sde.Flow()}
 MIXTURE = sde.Mixture([0.2, 0.3, 0.5], [[-1.5, 0.0], [1.0, 1.0], [0.5, -1.0]], [[0.15, 0.05], [0.05, 0.05], [0.1, 0.3]])

@@ -9,7 +9,7 @@ import torch
 import sde
 from sde.checks import LawViolation, likelihood, round_trip
 from sde.solvers import divergence, log_prob
-from sde.solvers.likelihood import times_up
+from sde.solvers.likelihood.log_prob import times_up
 
 SDES = {
     "VP": sde.VP(),

@@ -12,10 +12,10 @@ from scipy.linalg import expm
 
 import sde
 from sde.forward.transport import carried, noise_root, stationary, whitened
-from sde.solvers.adams import Adams
-from sde.solvers.deis import DEIS
-from sde.solvers.matrix import GDDIM, MatrixAdams
-from sde.solvers.splitting import SSCS
+from sde.solvers.exponential.adams import Adams
+from sde.solvers.exponential.deis import DEIS
+from sde.solvers.matrix.gddim import GDDIM, MatrixAdams
+from sde.solvers.matrix.splitting import SSCS
 
 SQUARE = sde.MatrixSDE(F=[[0, 1], [-1, -2]], G=[[0.3, -0.8], [1.1, 0.6]], embed=[1, 0], cov0=[[0, 0], [0, 0.04]])
 NOISY_START = sde.MatrixSDE(

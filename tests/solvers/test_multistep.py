@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import sde
-from sde.solvers.deis import DEIS, RhoRK
-from sde.solvers.pndm import IPNDM, PNDM
-from sde.solvers.sa import SASolver
-from sde.solvers.unipc import UniPC
+from sde.solvers.exponential.deis import DEIS, RhoRK
+from sde.solvers.exponential.pndm import IPNDM, PNDM
+from sde.solvers.exponential.sa import SASolver
+from sde.solvers.exponential.unipc import UniPC
 
 TARGET = sde.Mixture([0.4, 0.35, 0.25], [[1.5, 0.0], [-0.8, 1.2], [-0.7, -1.3]], [0.3, 0.2, 0.25])
 RULES = {

@@ -7,8 +7,8 @@ import torch
 
 import sde
 from sde.random import BrownianPath, WhiteNoise
-from sde.solvers.parallel import Picard
-from sde.solvers.rounds import Options, Rounds, _scan
+from sde.solvers.parallel.picard import Picard
+from sde.solvers.parallel.rounds import Options, Rounds, _scan
 
 RING = sde.Mixture(
     [0.30, 0.20, 0.15, 0.12, 0.09, 0.07, 0.05, 0.02],

@@ -14,9 +14,9 @@ import torch
 
 import sde
 from sde.checks.convergence import mixture, ode_order, weak_order, window
-from sde.solvers.deis import DEIS
-from sde.solvers.sa import SASolver
-from sde.solvers.unipc import UniPC
+from sde.solvers.exponential.deis import DEIS
+from sde.solvers.exponential.sa import SASolver
+from sde.solvers.exponential.unipc import UniPC
 
 CORNERS = [[1.5 * math.cos(u), 1.5 * math.sin(u)] for u in torch.linspace(0, 2 * math.pi, 9)[:-1].tolist()]
 RING = sde.Mixture([0.30, 0.20, 0.15, 0.12, 0.09, 0.07, 0.05, 0.02], CORNERS, [0.15**2] * 8)
@@ -93,8 +93,8 @@ def concrete(kind):
 def all_solvers():
     """Every solver class of the room that is made without arguments."""
     found = {}
-    for module in pkgutil.iter_modules(importlib.import_module("sde.solvers").__path__):
-        for name, kind in vars(importlib.import_module(f"sde.solvers.{module.name}")).items():
+    for module in pkgutil.walk_packages(sde.solvers.__path__, "sde.solvers."):
+        for name, kind in vars(importlib.import_module(module.name)).items():
             if concrete(kind) and all(p.default is not p.empty for p in inspect.signature(kind).parameters.values()):
                 found[name] = kind
     return found

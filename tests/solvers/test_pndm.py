@@ -8,7 +8,7 @@ from diffusers import IPNDMScheduler, PNDMScheduler
 
 import sde
 from sde.checks.convergence import fitted, mixture, ode_order
-from sde.solvers.pndm import IPNDM, PNDM
+from sde.solvers.exponential.pndm import IPNDM, PNDM
 
 VP, EDM, FLOW = sde.VP(), sde.EDM(), sde.Flow()
 

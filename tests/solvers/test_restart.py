@@ -10,7 +10,7 @@ import sde
 from sde import State
 from sde.checks import affine
 from sde.checks.convergence import fitted, gaussian, marginal, window
-from sde.solvers.restart import Interval, Restart
+from sde.solvers.stochastic.restart import Interval, Restart
 
 V = 0.25
 POINT = sde.Gaussian([0.0], V)

@@ -12,7 +12,7 @@ from scipy.interpolate import lagrange
 import sde
 from sde.checks import LawViolation, samples
 from sde.checks.convergence import fitted, ode_order, weak_order
-from sde.solvers.sa import SASolver
+from sde.solvers.exponential.sa import SASolver
 
 VP, EDM, FLOW = sde.VP(), sde.EDM(), sde.Flow()
 MIXTURE = sde.Mixture([0.2, 0.3, 0.5], [[-1.5, 0.0], [1.0, 1.0], [0.5, -1.0]], [[0.15, 0.05], [0.05, 0.05], [0.1, 0.3]])

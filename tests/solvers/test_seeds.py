@@ -9,8 +9,8 @@ import torch
 import sde
 from sde.checks import affine, ode_order, samples, strong_order, weak_order
 from sde.checks.convergence import window
-from sde.solvers.dpm import DPMSolver, DPMSolverPP
-from sde.solvers.seeds import SEEDS
+from sde.solvers.exponential.dpm import DPMSolver, DPMSolverPP
+from sde.solvers.exponential.seeds import SEEDS
 
 SDES = {"VP": sde.VP(), "EDM": sde.EDM(), "Flow": sde.Flow()}
 MIXTURE = sde.Mixture([0.2, 0.3, 0.5], [[-1.5, 0.0], [1.0, 1.0], [0.5, -1.0]], [[0.15, 0.05], [0.05, 0.05], [0.1, 0.3]])

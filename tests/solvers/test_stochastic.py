@@ -12,7 +12,7 @@ import torch
 import sde
 from sde.checks.convergence import fitted
 from sde.random import Noise
-from sde.solvers.stochastic import SRA1, SRA3, Milstein
+from sde.solvers.stochastic.runge_kutta import SRA1, SRA3, Milstein
 
 SDES = {"VP": sde.VP(), "EDM": sde.EDM(), "Flow": sde.Flow(), "VE": sde.VE(), "CLD": sde.CLD()}
 RULES = {"SRA1": SRA1(), "SRA3": SRA3()}

@@ -9,7 +9,7 @@ from diffusers import UniPCMultistepScheduler
 
 import sde
 from sde.checks.convergence import ode_order
-from sde.solvers.unipc import UniPC
+from sde.solvers.exponential.unipc import UniPC
 
 VP = sde.VP()
 

@@ -31,7 +31,7 @@ def test_names_are_forgiving_and_unknown_ones_listed() -> None:
 
 
 def errors(model: sde.ScoreModel, data: sde.data.Dataset, sigma: float) -> tuple[float, float]:
-    """Mean square error per pixel of the network's x0, and of the best affine one: that of a Gaussian of equal moments."""
+    """Mean square error of the network's x0, and of the best affine one: that of a Gaussian of equal moments."""
     x = sde.data.from_uint8(data.x) if data.x.dtype == torch.uint8 else data.x
     noisy = x + sigma * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-r"""DPM-Solver and DPM-Solver++: the rules of `sde.solvers.logsnr` with noise and with data prediction.
+r"""DPM-Solver and DPM-Solver++: the rules of `sde.solvers.exponential.logsnr` with noise and with data prediction.
 
 With D0 the newest value of x0, D1 the one before, r = h_before / h and H = (1 + eta^2) h, DPM-Solver++(2M) is
 
@@ -16,7 +16,7 @@ second difference is half of what it should be, and the order is 2.
 
 from __future__ import annotations
 
-from sde.solvers.logsnr import LogSNRRule
+from sde.solvers.exponential.logsnr import LogSNRRule
 
 
 class DPMSolver(LogSNRRule):
@@ -41,7 +41,7 @@ class DPMSolver(LogSNRRule):
 
     Example:
         >>> import torch, sde
-        >>> from sde.solvers.dpm import DPMSolver
+        >>> from sde.solvers.exponential.dpm import DPMSolver
         >>> model = sde.ExactScore(sde.Gaussian([3.0], 0.25), sde.VP())
         >>> sde.sample(model, (8, 1), steps=5, solver=DPMSolver(order=3)).shape
         torch.Size([8, 1])
@@ -85,7 +85,7 @@ class DPMSolverPP(LogSNRRule):
 
     Example:
         >>> import torch, sde
-        >>> from sde.solvers.dpm import DPMSolverPP
+        >>> from sde.solvers.exponential.dpm import DPMSolverPP
         >>> model = sde.ExactScore(sde.Gaussian([3.0], 0.25), sde.VP())
         >>> sde.sample(model, (8, 1), steps=10, solver=DPMSolverPP(order=2), eta=1.0).shape
         torch.Size([8, 1])

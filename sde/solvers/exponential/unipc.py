@@ -21,8 +21,8 @@ from torch import Tensor
 
 from sde.forward import ScalarSDE
 from sde.score import Model
-from sde.solvers.adams import Adams
-from sde.solvers.exponential import Along
+from sde.solvers.exponential.adams import Adams
+from sde.solvers.exponential.base import Along
 
 VARIANTS = ("bh1", "bh2", "vary")
 

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from sde.forward import SDE
 from sde.random import Noise
-from sde.solvers.coordinate import Coordinate, Field, Time, check_time, coordinate
-from sde.solvers.pace import Pace, check_precision, check_tolerances, on_state, rms
+from sde.solvers.adaptive.coordinate import Coordinate, Field, Time, check_time, coordinate
+from sde.solvers.adaptive.pace import Pace, check_precision, check_tolerances, on_state, rms
 from sde.solvers.solver import SelfPaced, State
 
 Row = tuple[float, ...]
@@ -62,7 +62,7 @@ class EmbeddedPair(SelfPaced):
         rtol: Relative tolerance of a step's error.
         atol: Absolute one, in units of y: of the data's scale in the angle and the log, of x in t. Default: rtol.
         time: What it steps in: "angle" (default for the flow of a scalar SDE), "log", or "t" (default for others);
-            see `sde.solvers.coordinate`.
+            see `sde.solvers.adaptive.coordinate`.
         max_calls: Evaluations after which it gives up.
         safety: Share of the step that the error estimate allows.
         factors: Least and largest ratio of one step to the one before.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sde.random import BrownianPath, Noise, randn_like
-from sde.solvers.pace import on_state
+from sde.solvers.adaptive.pace import on_state
 
 
 class OwnPaths:

@@ -33,7 +33,7 @@ from sde.forward import SDE, ScalarSDE
 from sde.random import Noise
 from sde.score import Model
 from sde.shape import total
-from sde.solvers.exponential import Exponential
+from sde.solvers.exponential.base import Exponential
 from sde.solvers.solver import needs_model
 
 SERIES = 18

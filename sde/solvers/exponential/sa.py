@@ -5,7 +5,7 @@ With lambda = log(alpha / sigma) and tau = eta, the reverse SDE has the exact so
     x_s = c x_t + int K x0 dlambda + sigma_s sqrt(1 - e^{-2 tau^2 h}) z,          c = (sigma_s / sigma_t) e^{-tau^2 h}
     K   = (1 + tau^2) alpha_s e^{-(1 + tau^2) (lambda_s - lambda)},               z ~ N(0, 1)
 
-As in `sde.solvers.adams`, the predictor puts the polynomial through the last values of x0 into the integral, and the
+As in `adams`, the predictor puts the polynomial through the last values of x0 into the integral, and the
 corrector one through the new value as well, with the same z: what it changes is a combination of values. At tau = 0 it
 is `Adams` on x0 in lambda. The polynomial cannot foresee the noise, which leaves an error of O(tau h) along a path,
 beside the rule's own.
@@ -22,10 +22,10 @@ from torch import Tensor
 from sde.forward import SDE, ScalarSDE
 from sde.random import Noise
 from sde.score import Model
-from sde.solvers.adams import Adams
-from sde.solvers.exponential import Along
+from sde.solvers.exponential.adams import Adams
+from sde.solvers.exponential.base import Along
+from sde.solvers.exponential.unipc import step_weights
 from sde.solvers.solver import needs_model
-from sde.solvers.unipc import step_weights
 
 
 class _NoisyAlong(Along):

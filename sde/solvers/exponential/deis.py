@@ -19,8 +19,8 @@ from torch import Tensor
 from sde.forward import SDE, ScalarSDE
 from sde.random import Noise
 from sde.score import Model
-from sde.solvers.adams import Adams
-from sde.solvers.exponential import Along, Exponential
+from sde.solvers.exponential.adams import Adams
+from sde.solvers.exponential.base import Along, Exponential
 from sde.solvers.solver import needs_model
 
 COORDINATES = ("t", "ratio", "log_snr")

@@ -13,7 +13,7 @@ step follows *on the same path*: increments drawn anew would favour the small on
     W_1 = (h_1 / h) W + sqrt(h_1 h_2 / h) z,        W_2 = W - W_1,
 
 and W_2 waits on a stack for the steps to come. Every sample has its own time, step and path. Steps are long or short in
-the angle between data and noise (`sde.solvers.coordinate`), so that their growth is limited alike for every schedule: a
+the angle between data and noise (`adaptive.coordinate`), so that their growth is limited alike for every schedule: a
 leap over all that matters may look good at both its ends.
 """
 
@@ -27,10 +27,10 @@ from torch import Tensor
 
 from sde.forward import SDE, ForwardSDE, ScalarSDE
 from sde.random import BrownianPath, Noise
-from sde.solvers.brownian import OnePath, OwnPaths
-from sde.solvers.coordinate import Time, check_time, coordinate, on
+from sde.solvers.adaptive.brownian import OnePath, OwnPaths
+from sde.solvers.adaptive.coordinate import Time, check_time, coordinate, on
+from sde.solvers.adaptive.pace import Pace, check_precision, check_tolerances, on_state, rms
 from sde.solvers.onestep import DDIM, Transition
-from sde.solvers.pace import Pace, check_precision, check_tolerances, on_state, rms
 from sde.solvers.ratio import TimeOfRatio
 from sde.solvers.reverse import ReverseSDE
 from sde.solvers.solver import SelfPaced, Solver, State

@@ -1,7 +1,7 @@
 r"""SEEDS: exponential Runge–Kutta rules for the reverse SDE, whose stages see the noise of the step.
 
 SEEDS-3 with data prediction, at fractions 1/3 and 2/3 of the step in half log-SNR, H = (1 + eta^2) h and the moments
-J_k and c of `sde.solvers.logsnr` (J at -H, or at the stage's own part of it):
+J_k and c of `sde.solvers.exponential.logsnr` (J at -H, or at the stage's own part of it):
 
     x_1 = c_1 x_t - alpha_1 J_0 D_t                        + I_1
     x_2 = c_2 x_t - alpha_2 (J_0 D_t + 2 J_1 (D_1 - D_t))  + I_2
@@ -14,7 +14,7 @@ apart from the step's. Normal numbers are those of the path's increments, and th
 
 from __future__ import annotations
 
-from sde.solvers.logsnr import LogSNRRule
+from sde.solvers.exponential.logsnr import LogSNRRule
 
 
 class SEEDS(LogSNRRule):
@@ -30,7 +30,7 @@ class SEEDS(LogSNRRule):
 
     Example:
         >>> import torch, sde
-        >>> from sde.solvers.seeds import SEEDS
+        >>> from sde.solvers.exponential.seeds import SEEDS
         >>> model = sde.ExactScore(sde.Gaussian([3.0], 0.25), sde.EDM())
         >>> sde.sample(model, (8, 1), steps=5, solver=SEEDS(order=3)).shape
         torch.Size([8, 1])

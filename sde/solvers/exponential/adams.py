@@ -1,6 +1,6 @@
 r"""Exponential Adams rules: one evaluation a step, the values of earlier steps remembered.
 
-With E, c, C and kappa of `sde.solvers.exponential`, the state at the next node is
+With E, c, C and kappa of `sde.solvers.exponential.base`, the state at the next node is
 
     predict      x_{i+1} = c x_i + C sum_{j<k} b_j E_{i-j}                       the polynomial through k values
     correct      x_{i+1} = c x_i + C (a_0 E_{i+1} + sum_{j<k} a_{j+1} E_{i-j})   and through the new one as well
@@ -23,7 +23,7 @@ from sde.nodes import Node
 from sde.random import Noise
 from sde.score import Model
 from sde.shape import total
-from sde.solvers.exponential import Along, Exponential
+from sde.solvers.exponential.base import Along, Exponential
 from sde.solvers.solver import Solver, needs_model
 
 PREDICTIONS = ("edm", "eps", "x0")
@@ -36,7 +36,7 @@ class Adams(Exponential):
 
     Args:
         order: k, from 1 to 8.
-        predict: E of the table in `sde.solvers.exponential`: edm, eps or x0.
+        predict: E of the table in `sde.solvers.exponential.base`: edm, eps or x0.
         coordinate: Of the polynomial: angle (atan(rho / a)), log_snr, ratio (rho) or t. Default: angle for edm, log_snr
             for eps and x0.
         corrector: Whether values mend the state they were made at.

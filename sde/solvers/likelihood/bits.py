@@ -29,7 +29,7 @@ from torch import Tensor
 
 from sde.random import Generator, rand
 from sde.score import Model
-from sde.solvers.likelihood import flow_log_prob, signs, times_up
+from sde.solvers.likelihood.log_prob import flow_log_prob, signs, times_up
 from sde.solvers.progress import bar
 from sde.solvers.solver import Solver
 

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from sde.forward import SDE, ForwardSDE, ScalarSDE
 from sde.random import Noise
-from sde.solvers.churn import needs_flow, ratio
 from sde.solvers.integrate import walk
 from sde.solvers.ratio import TimeOfRatio
 from sde.solvers.solver import SelfPaced, Solver, State
+from sde.solvers.stochastic.churn import needs_flow, ratio
 
 
 @dataclass(frozen=True)

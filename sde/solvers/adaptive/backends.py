@@ -1,6 +1,6 @@
 """Other people's ODE solvers behind the same call: scipy's and torchdiffeq's.
 
-Both see the flow as one system in the coordinate of `sde.solvers.coordinate`, with one step for the whole batch, so
+Both see the flow as one system in the coordinate of `sde.solvers.adaptive`, with one step for the whole batch, so
 that a sample depends on what batch it is in, within the tolerance. What they do not guard against is guarded here: they
 are never asked outside of the times of the run, values that are not finite raise where they occur (scipy would halve
 its step for ever), and evaluations are capped.
@@ -19,9 +19,9 @@ from torch import Tensor
 
 from sde.forward import SDE
 from sde.random import Noise
-from sde.solvers.adaptive import refuse_noise
-from sde.solvers.coordinate import Coordinate, Time, check_time, coordinate
-from sde.solvers.pace import check_precision, check_tolerances
+from sde.solvers.adaptive.coordinate import Coordinate, Time, check_time, coordinate
+from sde.solvers.adaptive.embedded import refuse_noise
+from sde.solvers.adaptive.pace import check_precision, check_tolerances
 from sde.solvers.solver import SelfPaced, State
 
 SCIPY = {"RK23": 3, "RK45": 5, "DOP853": 8, "Radau": 5, "BDF": 5, "LSODA": 12}
@@ -103,7 +103,7 @@ class ScipySolver(_BackEnd):
         method: RK23, RK45, DOP853, or Radau, BDF, LSODA, which are implicit and ask for a Jacobian by differences: an
             evaluation for each number in the state.
         rtol: Relative tolerance, of the root mean square over the whole batch.
-        atol: Absolute one, in units of y (`sde.solvers.coordinate`). Default: rtol.
+        atol: Absolute one, in units of y (`sde.solvers.adaptive.coordinate`). Default: rtol.
         time: What it steps in: "angle" (default for the flow of a scalar SDE), "log" or "t".
         max_calls: Evaluations after which it gives up.
 
@@ -179,7 +179,7 @@ class TorchdiffeqSolver(_BackEnd):
         method: dopri5, dopri8, bosh3, adaptive_heun, fehlberg2; or euler, midpoint, heun2, heun3, rk4, which step from
             one of the times to the next.
         rtol: Relative tolerance, of the root mean square over the whole batch.
-        atol: Absolute one, in units of y (`sde.solvers.coordinate`). Default: rtol.
+        atol: Absolute one, in units of y (`sde.solvers.adaptive.coordinate`). Default: rtol.
         time: What it steps in: "angle" (default for the flow of a scalar SDE), "log" or "t".
         max_calls: Evaluations after which it gives up.
         options: Of torchdiffeq, for the method.

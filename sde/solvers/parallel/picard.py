@@ -26,8 +26,8 @@ from torch import Tensor
 from sde.forward import SDE, ForwardSDE
 from sde.random import Noise
 from sde.solvers.onestep import DDIM, Transition
+from sde.solvers.parallel.rounds import RULES, Options, Rounds
 from sde.solvers.reverse import ReverseSDE
-from sde.solvers.rounds import RULES, Options, Rounds
 from sde.solvers.solver import SelfPaced, Solver, State
 
 

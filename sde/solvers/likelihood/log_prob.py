@@ -26,7 +26,7 @@ from sde.random import Generator, rand
 from sde.score import Model
 from sde.shape import as_time
 from sde.solvers import grids
-from sde.solvers.coordinate import Angle
+from sde.solvers.adaptive.coordinate import Angle
 from sde.solvers.integrate import trajectory
 from sde.solvers.onestep import RK4
 from sde.solvers.solver import Solver

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sde.shape import expand
-from sde.solvers.coordinate import Coordinate
+from sde.solvers.adaptive.coordinate import Coordinate
 
 
 def check_tolerances(rtol: float, atol: float, max_calls: int, safety: float) -> None:
@@ -85,7 +85,7 @@ class Pace:
 
     Example:
         >>> import sde
-        >>> from sde.solvers.coordinate import Plain
+        >>> from sde.solvers.adaptive.coordinate import Plain
         >>> times = torch.tensor([1.0, 0.5, 0.0])
         >>> pace = Pace("Example", Plain(sde.DoubleWell(), times), times, batch=2, max_calls=10)
         >>> pace.span, pace.time(pace.v)

@@ -24,7 +24,7 @@ from sde.forward.matrix import van_loan
 from sde.forward.transport import noise_root, stationary, whitened
 from sde.random import Noise
 from sde.shape import as_time
-from sde.solvers.matrix import MatrixRule, applied, forward_of
+from sde.solvers.matrix.gddim import MatrixRule, applied, forward_of
 from sde.solvers.reverse import ReverseSDE
 from sde.solvers.solver import needs_model
 

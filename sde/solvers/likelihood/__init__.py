@@ -1,0 +1,1 @@
+"""Densities along the probability flow: log-likelihood, bits per dimension."""

@@ -1,0 +1,1 @@
+"""Rules for matrix SDEs: the flow's own factor, and the splitting of the Langevin dynamics."""

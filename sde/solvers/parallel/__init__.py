@@ -1,0 +1,1 @@
+"""Many steps at once: Picard's iteration."""

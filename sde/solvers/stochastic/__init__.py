@@ -1,0 +1,1 @@
+"""Rules that add noise: churn and restart around a flow, Milstein and stochastic Runge–Kutta for SDEs."""
