@@ -1,6 +1,6 @@
 r"""A run of Picard's iteration: the windows of all samples, their rounds, and the states that are done.
 
-See `picard` beside this file for the iteration. Each sample has a front of its own, so that a window is a range of steps
+See `picard` for the iteration. Each sample has a front of its own, so that a window is a range of steps
 for each; a round evaluates all of them in one batch of (window × B) states at as many times.
 """
 
