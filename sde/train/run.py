@@ -132,19 +132,18 @@ class Run:
 
     def __iter__(self) -> Iterator[Step]:
         optimizer, draws, settings = self.optimizer, self.draws, self.settings
-        values = [
-            local(p.detach()) for p in self.parameters
-        ]  # views of the weights that the optimizer changes in place
-        while self.step < settings.steps:
-            for plan in draws.plans(self.step)[: settings.steps - self.step]:
-                lr = settings.rate(self.step)
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
-                loss = self._gradient(draws.batch(plan))
-                self._descend()
-                self.step += 1
-                self.averages.update(values, self.step)
-                yield Step(self.step, loss, lr, self)
+        values = [local(p.detach()) for p in self.parameters]  # views: the optimizer changes the weights in place
+        with _tuned(draws.device):
+            while self.step < settings.steps:
+                for plan in draws.plans(self.step)[: settings.steps - self.step]:
+                    lr = settings.rate(self.step)
+                    for group in optimizer.param_groups:
+                        group["lr"] = lr
+                    loss = self._gradient(draws.batch(plan))
+                    self._descend()
+                    self.step += 1
+                    self.averages.update(values, self.step)
+                    yield Step(self.step, loss, lr, self)
 
     def _gradient(self, batch: Batch) -> Tensor:
         """Leave the gradient in the parameters; the loss."""
@@ -224,6 +223,17 @@ class Run:
                 for means in self.averages.means[:1]:
                     for p, e in zip(self.parameters, means, strict=True):
                         p.copy_(e)
+
+
+@contextmanager
+def _tuned(device: torch.device) -> Iterator[None]:
+    """On a GPU cuDNN tries its algorithms for convolutions once, and takes the quickest: shapes stay the same."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before or device.type == "cuda"
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def _compiled(net: torch.nn.Module, how: bool | str) -> Callable[..., Any]:
