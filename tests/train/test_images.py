@@ -129,6 +129,29 @@ def test_without_flips_none_is_flipped(photos: Tensor, model: Callable) -> None:
     assert bool(((x[:, None] - images).abs().amax((2, 3, 4)).min(1).values < 1e-5).all())
 
 
+@pytest.mark.parametrize("cell", [1.0, 255 / 16])
+def test_a_byte_is_spread_over_its_cell_and_no_further(cell: float, photos: Tensor, model: Callable) -> None:
+    one = photos[:1]  # all draws are of one image, told apart by the noise alone
+    net = model(Watching, mean=torch.zeros(2, 1, 1))
+    z, _ = shown(net, one, steps=40, batch=16, dequantize=cell)
+    off = (z + 1) * 127.5 - one
+    assert float(off.abs().max()) <= 0.5001 * cell
+    n = off.numel()
+    assert abs(float(off.mean())) < 4 * cell / math.sqrt(12 * n)
+    assert abs(float(off.square().mean()) - cell**2 / 12) < 4 * cell**2 / math.sqrt(180 * n)
+    pairs = (off[1:] * off[:-1]).mean() / (cell**2 / 12)  # each draw has a noise of its own
+    assert abs(float(pairs)) < 4 / math.sqrt(n)
+
+
+def test_dequantised_noise_is_apart_from_what_else_is_drawn(photos: Tensor, model: Callable) -> None:
+    """The first batch holds the same images, mirrored alike."""
+    z = [
+        shown(model(Watching), photos, steps=1, batch=16, flip=True, dequantize=cell)[0]
+        for cell in (0.0, 1.0)
+    ]
+    assert 0 < float((z[0] - z[1]).abs().max()) <= 0.5001 / 127.5
+
+
 # Labels.
 
 

@@ -52,7 +52,7 @@ SCRIPT = textwrap.dedent(
                 p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(i)) / 4)
         history = sde.fit(
             model, data, 36, cond={"label": label}, batch=8, lr=1e-2, warmup=4, every=7, save_every=13, drop=0.2,
-            flip=True, accumulate=2, clip=1.0, precision=PRECISION, ema=sde.train.Power((0.05, 0.1), 2),
+            flip=True, dequantize=1, accumulate=2, clip=1.0, precision=PRECISION, ema=sde.train.Power((0.05, 0.1), 2),
             checkpoint=folder / "model.safetensors", progress=False, generator=torch.Generator().manual_seed(2),
         )
         return history

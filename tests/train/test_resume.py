@@ -184,7 +184,7 @@ def test_a_file_from_before_there_was_a_choice(train: Train, bits: Callable, tmp
         train(path, callback=stopping(40))
     manifest, tensors = read(path)
     manifest.pop("format")
-    for name in ("ema", "flip", "drop", "precision"):
+    for name in ("ema", "flip", "drop", "dequantize", "precision"):
         del manifest["run"][name]
     del manifest["run"]["history"]["throughput"]
     write(path, manifest, tensors)
