@@ -105,7 +105,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--unseen", type=int, nargs="*", metavar="SEED", help="accuracy: other unseen targets")
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="ITEM",
-        help=f"gpu, gpu-profile: of sampling, {', '.join(gpu_nets.NETWORKS)}, and NETWORK/eager",
+        help=f"gpu, gpu-profile: of sampling, {', '.join(gpu_nets.NETWORKS)}, NETWORK/eager and NETWORK/cudnn",
     )  # fmt: skip
     parser.add_argument(
         "--minutes", type=float, default=8.0, help="gpu: begin nothing that would end later (default 8)"
@@ -114,7 +114,11 @@ def main(arguments: list[str] | None = None) -> None:
     unknown = sorted(set(given.which) - set(BENCHMARKS))
     if unknown:
         parser.error(f"no benchmark is called {unknown[0]!r}: choose from {', '.join(BENCHMARKS)}")
-    strange = [item for item in given.only if item.removesuffix("/eager") not in (*gpu_nets.NETWORKS, "sampling")]
+    strange = [
+        item
+        for item in given.only
+        if item.removesuffix("/eager").removesuffix("/cudnn") not in (*gpu_nets.NETWORKS, "sampling")
+    ]
     if strange:
         parser.error(f"--only has no item {strange[0]!r}: choose from sampling, {', '.join(gpu_nets.NETWORKS)}")
     usual = [name for name in BENCHMARKS if torch.cuda.is_available() or name not in ON_A_GPU]

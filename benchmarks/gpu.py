@@ -15,6 +15,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -156,7 +157,8 @@ def measure(tiny: bool = False, only: Sequence[str] = (), minutes: float = 8.0, 
             result.skipped.append(f"{item}: {minutes:g} minutes are over")
             continue
         try:
-            line = sampling(bench, result) if item == "sampling" else throughput(bench, item, result)
+            with attention(item):
+                line = sampling(bench, result) if item == "sampling" else throughput(bench, item, result)
         except Exception as error:  # one network that cannot be compiled must not end the run
             line = f"failed with {type(error).__name__}: {str(error)[:300]}"
             result.skipped.append(f"{item}: {line}")
@@ -166,6 +168,16 @@ def measure(tiny: bool = False, only: Sequence[str] = (), minutes: float = 8.0, 
         if bench.device.type == "cuda":
             torch.cuda.empty_cache()
     return result
+
+
+def attention(item: str) -> AbstractContextManager[None]:
+    """cuDNN's attention before others, for an item that asks for it: what torch takes otherwise is flash attention."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    if item.partition("/")[2] != "cudnn":
+        return nullcontext()
+    order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    return sdpa_kernel(order, set_priority=True)
 
 
 def throughput(bench: Bench, item: str, result: Result) -> str:
