@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,22 @@ def initial_weights(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
+
+
+def process() -> tuple[int, int]:
+    """Number of this process among those that a launcher started together, and how many they are."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local(device: str) -> str:
+    """The device of this process, where a launcher started one for each GPU."""
+    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
+
+
+def say(text: str) -> None:
+    """A line on the screen, of the first process alone."""
+    if process()[0] == 0:
+        print(text, flush=True)
 
 
 def checked_device(name: str) -> torch.device:

@@ -17,14 +17,10 @@ from typing import Any
 
 from torch import Tensor
 
+from sde.cli.common import process
 from sde.cli.mistakes import Mistake
 
 SETTINGS = "settings.json"
-
-
-def process() -> tuple[int, int]:
-    """Number of this process among those that a launcher started together, and how many they are."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 class Parts:

@@ -21,7 +21,7 @@ from sde.cli.choice import make
 from sde.cli.config import Sample
 from sde.cli.mistakes import Mistake, unknown
 from sde.cli.parse import parse, to_tree
-from sde.cli.parts import Parts, process
+from sde.cli.parts import Parts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,7 +44,7 @@ def sample(argv: Sequence[str]) -> int:
     out = out or path.parent / "samples.npz"
     if out.suffix and out.suffix not in FORMATS:
         raise unknown("file format", out.suffix, FORMATS, f"Pass out={out.with_suffix('.npz')}, or a folder for images")
-    device = common.checked_device(local(config.device))
+    device = common.checked_device(common.local(config.device))
     model = common.load(path, device)
     if not out.suffix and not is_image(common.event_shape(model)):
         raise Mistake(f"out={out} is a folder, which is for images: pass out={out.with_suffix('.npz')}")
@@ -54,16 +54,9 @@ def sample(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print(f"\nstopped with {parts.done()} of {config.n} samples: the same command goes on from {parts.folder}")
         return 130
-    if process()[0] == 0:
+    if common.process()[0] == 0:
         finish(parts, out, config.n)
     return 0
-
-
-def local(device: str) -> str:
-    """The device of this process, where a launcher started one for each GPU."""
-    import os
-
-    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
 
 
 def settings(path: Path, config: Sample) -> dict[str, Any]:
@@ -89,7 +82,7 @@ def draw(model: sde.ScoreModel, config: Sample, device: torch.device, parts: Par
         model.net = sde.nets.Cast(model.net, DTYPES[config.precision])
     solver = make("solver", config.solver) if config.solver else None
     times = make("grid", config.grid, sde=model.sde, steps=config.steps, scale=model.data_scale())
-    shape, (rank, processes) = common.event_shape(model), process()
+    shape, (rank, processes) = common.event_shape(model), common.process()
     with tqdm(total=config.n, initial=parts.done(), desc="sampling", unit="sample", disable=rank > 0) as bar:
         for batch in parts.missing():
             rng = generators(config.seed, batch)

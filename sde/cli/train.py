@@ -1,4 +1,7 @@
-"""`sde train`: a recipe becomes a checkpoint, a history and a picture of it."""
+"""`sde train`: a recipe becomes a checkpoint, a history and a picture of it.
+
+`accelerate launch -m sde train ...` trains on several GPUs: the first process speaks and writes.
+"""
 
 from __future__ import annotations
 
@@ -29,21 +32,25 @@ def train(argv: Sequence[str]) -> int:
     model, data, cond = build(config)
     folder.mkdir(parents=True, exist_ok=True)
     recipe, checkpoint = folder / "recipe.toml", folder / "model.safetensors"
-    recipe.write_text(to_toml(to_tree(config)) + "\n", encoding="utf-8")
+    first = common.process()[0] == 0
+    if first:
+        recipe.write_text(to_toml(to_tree(config)) + "\n", encoding="utf-8")
     weights = sum(p.numel() for p in model.parameters())
     shape = tuple(data.shape[1:])
-    print(f"{config.data.name}: {len(data)} samples of shape {shape}; SDE {config.sde.name}; {weights} weights")
+    common.say(f"{config.data.name}: {len(data)} samples of shape {shape}; SDE {config.sde.name}; {weights} weights")
     try:
         told: dict[str, Any] = {**fit_arguments(config), "callback": callbacks(model, config, folder)}
         history = sde.fit(model, data, checkpoint=checkpoint, cond=cond, **told)
     except KeyboardInterrupt:
         again = f"sde train {recipe} out={folder}"
-        print(
+        common.say(
             f"\nstopped. Go on with:  {again}"
             if checkpoint.exists()
             else f"\nstopped before the first checkpoint: {again}"
         )
         return 130
+    if not first:
+        return 0
     common.save(sde.plot.history(history), folder / "history.png")
     print(f"trained {history.step[-1]} steps in {history.seconds[-1]:.0f} s, loss {history.loss[-1]:.4f}")
     print(f"wrote {checkpoint}, {recipe} and {folder / 'history.png'}")
@@ -53,7 +60,7 @@ def train(argv: Sequence[str]) -> int:
 
 def build(config: Train) -> tuple[sde.ScoreModel, Any, dict[str, Any]]:
     """Model, data and conditioning that a configuration describes."""
-    device = common.checked_device(config.device)
+    device = common.checked_device(common.local(config.device))
     drawn = make("data", config.data, n=20_000, bytes=True, generator=common.generator(config.seed))
     mean, scale = drawn.statistics()
     drawn = drawn.to(device)
@@ -89,7 +96,7 @@ def fit_arguments(config: Train) -> dict[str, Any]:
         "weight": make("weight", config.weight),
         "times": make("times", config.times) if config.times else None,
         "coupling": make("coupling", config.coupling) if config.coupling else None,
-        "generator": common.generator(config.seed + 1, config.device),
+        "generator": common.generator(config.seed + 1, common.local(config.device)),
         "flip": config.flip,
         "drop": config.drop,
         "dequantize": config.dequantize,
@@ -125,7 +132,7 @@ def _samples(model: sde.ScoreModel, every: int, seed: int, folder: Path) -> Call
         with step.averaged() as now:
             x = sde.sample(common.with_labels(now, range(SHOWN)), x=noise, steps=18)
         drawn = picture(common.position(model, x).float().cpu())
-        if drawn is not None:
+        if drawn is not None and step.main:
             common.save(drawn, folder / f"step-{step.step:07d}.png", title=f"after {step.step} steps")
 
     return draw

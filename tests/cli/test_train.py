@@ -1,5 +1,7 @@
 """`sde train`: files, resumption, refusals."""
 
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -133,7 +135,8 @@ UNET = ("model=UNet", "model.width=8", "model.multipliers=[1,2]", "model.blocks=
 
 def test_images_by_a_u_net_with_everything_that_can_be_said(cli):
     words = ["steps=4", "batch=8", "every=2", "conditional=true", "drop=0.2", "flip=true", "clip=1", "accumulate=2"]
-    words += ["precision=bfloat16", "decay=linear", "samples_every=4", "save_every=4", "sde=EDM", "dequantize=15.9", *UNET]
+    words += ["precision=bfloat16", "decay=linear", "samples_every=4", "save_every=4", "dequantize=15.9", "sde=EDM"]
+    words += UNET
     status, _, err = cli("train", "digits", "model.name=UNet", *words)
     assert status == 0, err
     folder = Path("out/train/digits")
@@ -149,3 +152,18 @@ def test_samples_on_the_way_come_with_entries_of_the_history(cli, small):
     status, _, err = cli("train", "moons", *small, "samples_every=3")
     assert status == 2
     assert "samples_every=3 must be a multiple of every=2" in err
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(cli, small):
+    pytest.importorskip("accelerate")
+    words = ["-m", "sde", "train", "moons", *small]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1"]
+    command += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+    done = subprocess.run([*command, *words, "out=two"], capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("trained 6 steps") == 1
+    assert cli("train", "moons", *small, "out=one")[0] == 0
+    one, two = weights("one/model.safetensors"), weights("two/model.safetensors")
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-5)
