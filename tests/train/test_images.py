@@ -145,10 +145,7 @@ def test_a_byte_is_spread_over_its_cell_and_no_further(cell: float, photos: Tens
 
 def test_dequantised_noise_is_apart_from_what_else_is_drawn(photos: Tensor, model: Callable) -> None:
     """The first batch holds the same images, mirrored alike."""
-    z = [
-        shown(model(Watching), photos, steps=1, batch=16, flip=True, dequantize=cell)[0]
-        for cell in (0.0, 1.0)
-    ]
+    z = [shown(model(Watching), photos, steps=1, batch=16, flip=True, dequantize=cell)[0] for cell in (0.0, 1.0)]
     assert 0 < float((z[0] - z[1]).abs().max()) <= 0.5001 / 127.5
 
 

@@ -72,7 +72,11 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     ),
     "a cell below nothing": ({"dequantize": -1}, ValueError, "dequantize must be a width in bytes .*got -1"),
     "a cell of NaN": ({"dequantize": NAN}, ValueError, "dequantize must be a width in bytes .*got nan"),
-    "points to dequantise": ({"dequantize": 1.0}, ValueError, r"dequantize=1\.0 spreads bytes, got data of torch.float"),
+    "points to dequantise": (
+        {"dequantize": 1.0},
+        ValueError,
+        r"dequantize=1\.0 spreads bytes, got data of torch.float",
+    ),
     "points to flip": ({"flip": True}, ValueError, r"flip needs images \(N, C, H, W\), got data of shape \(5, 2\)"),
     "points in channels": ({"channels_last": True}, ValueError, r"channels_last needs images .*\(5, 2\)"),
     "bytes in a row": (
