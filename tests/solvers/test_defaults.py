@@ -57,12 +57,20 @@ def test_a_fitted_grid_is_dense_where_paths_bend():
     model = sde.ExactScore(sde.Mixture([0.5, 0.5], [[-1.0], [1.0]], [4e-4, 4e-4]), sde.EDM())
     counts = [
         [int(((times > low) & (times < high)).sum()) for low, high in ((0.2, 1.0), (0.01, 0.1), (5.0, 80.0))]
-        for times in (sde.fitted_times(model, (32, 1), 60, generator=generator()), default_times(model, 60))
+        for times in (sde.fitted_times(model, (32, 1), 60, mix=0.5, generator=generator()), default_times(model, 60))
     ]
     (parting, settling, above), (default_parting, _, default_above) = counts
     assert settling > above
     assert parting > default_parting
     assert above < default_above
+
+
+def test_the_default_grid_is_kept_where_no_other_is_clearly_better():
+    model = sde.ExactScore(sde.Gaussian([1.0, -2.0], 0.5), sde.VP())  # Adams is exact there, on any grid
+    assert torch.equal(sde.fitted_times(model, (16, 2), 7, generator=generator()), default_times(model, 7))
+    bent = sde.ExactScore(CLUSTERS, sde.VP())
+    made = [sde.fitted_times(bent, (64, 2), 24, mix=mix, generator=generator(2)) for mix in (0.25, 0.5, 0.75)]
+    assert any(torch.equal(sde.fitted_times(bent, (64, 2), 24, generator=generator(2)), times) for times in made)
 
 
 def test_fitted_times_refuses_by_name():
