@@ -19,12 +19,16 @@ from benchmarks import (
     overhead,
     overhead_report,
     pictures,
+    quality,
+    quality_model,
+    quality_report,
     stochastic,
     stochastic_report,
     training,
     training_report,
 )
 from benchmarks.peers import quiet
+from benchmarks.quality_train import TINY, Plan
 
 
 def loops(out: Path, given: argparse.Namespace) -> str:
@@ -70,6 +74,17 @@ def images(out: Path, given: argparse.Namespace) -> str:
     return gpu.report(gpu.measure(given.quick, given.only, given.minutes))
 
 
+def qualities(out: Path, given: argparse.Namespace) -> str:
+    plan = TINY if given.quick else Plan()
+    scratch = out / "quality" if given.quick else Path("out/quality")
+    if given.model is not None:
+        few = {"evaluations": (2, 3), "samples": 20} if given.quick else {}
+        return quality_model.report(quality_model.measure(given.model, plan, scratch, **few))
+    books = quality.measure(plan, scratch, given.only, given.minutes)
+    quality_report.picture(books, out / "quality.png")
+    return quality_report.report(books)
+
+
 def kernels(out: Path, given: argparse.Namespace) -> str:
     return "\n".join(gpu.profile(item, given.quick) for item in given.only or ["unet"])
 
@@ -82,8 +97,9 @@ BENCHMARKS: dict[str, Callable[[Path, argparse.Namespace], str]] = {
     "orders": slopes,
     "gpu": images,
     "gpu-profile": kernels,
+    "quality": qualities,
 }
-ON_A_GPU = ("gpu", "gpu-profile")
+ON_A_GPU = ("gpu", "gpu-profile", "quality")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -105,11 +121,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--unseen", type=int, nargs="*", metavar="SEED", help="accuracy: other unseen targets")
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="ITEM",
-        help=f"gpu, gpu-profile: of sampling, {', '.join(gpu_nets.NETWORKS)}, NETWORK/eager and NETWORK/cudnn",
+        help=f"gpu, gpu-profile, quality: of sampling, {', '.join(gpu_nets.NETWORKS)}, NETWORK/eager and NETWORK/cudnn",
     )  # fmt: skip
     parser.add_argument(
-        "--minutes", type=float, default=8.0, help="gpu: begin nothing that would end later (default 8)"
+        "--minutes",
+        type=float,
+        default=8.0,
+        help="gpu, quality: begin nothing that would end later (default 8); 0 makes the page of quality",
     )
+    parser.add_argument("--model", type=Path, metavar="FILE", help="quality: judge the network of a checkpoint")
     given = parser.parse_args(arguments)
     unknown = sorted(set(given.which) - set(BENCHMARKS))
     if unknown:
@@ -129,8 +149,9 @@ def main(arguments: list[str] | None = None) -> None:
         began = time.monotonic()
         print(f"{name}: measuring ...", flush=True)
         page = BENCHMARKS[name](out, given)
-        (out / f"{name}.md").write_text(page, encoding="utf-8")
-        print(f"\n{page}\n{name}: {time.monotonic() - began:.0f} s, written to {out / name}.md and .png\n", flush=True)
+        page_name = f"{name}-{given.model.stem}" if name == "quality" and given.model else name
+        (out / f"{page_name}.md").write_text(page, encoding="utf-8")
+        print(f"\n{page}\n{name}: {time.monotonic() - began:.0f} s, written to {out / page_name}.md\n", flush=True)
 
 
 if __name__ == "__main__":
