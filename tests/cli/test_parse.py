@@ -67,7 +67,7 @@ def test_subject_is_the_first_word_only():
     [
         (
             ["moon"],
-            "unknown recipe 'moon', did you mean moons? There are: cifar10, digits-unet, digits, fashion-mnist, flow, mnist",
+            "unknown recipe 'moon', did you mean moons? There are: cifar10, digits-unet, digits, fashion-mnist, flow",
         ),
         (["moons", "stps=5"], "unknown key 'stps', did you mean steps? There are: data, sde"),
         (["moons", "sde.beta=5"], "unknown argument of VP 'beta', did you mean beta_min?"),
