@@ -157,8 +157,9 @@ def test_the_recipe_makes_a_network_that_may_be_shipped() -> None:
     made = tomllib.loads(recipe.read_text())
     shape = {k: v for k, v in made["model"].items() if k != "name"}
     with torch.device("meta"):
-        net = sde.nets.UNet(**shape, classes=10)
+        net, named = sde.nets.UNet(**shape, classes=10), sde.nets.UNet.cifar10_small(classes=10)
     assert 2 * sum(p.numel() for p in net.parameters()) < 9.6e6
+    assert sde.train.describe(net) == sde.train.describe(named)
 
 
 # Pieces.

@@ -336,8 +336,8 @@ class UNet(nn.Module):
 
     @classmethod
     def cifar10_small(cls, **changes: Any) -> UNet:
-        """Lean, for CIFAR-10 in few megabytes."""
-        shape = {"width": 128, "multipliers": (1, 2, 2), "blocks": (2, 1, 1), "attention": (8,), "features": 32}
+        """Lean, for CIFAR-10 in few megabytes: 4.7M parameters, and the operations that they allow."""
+        shape = {"width": 128, "multipliers": (1, 1, 2), "blocks": (2, 2, 1), "attention": (16, 8), "features": 24}
         return cls(**{**shape, **changes})
 
     @classmethod
