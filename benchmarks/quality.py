@@ -273,8 +273,8 @@ def jobs(plan: Plan, judge: Judge) -> Iterator[Job]:
         yield f"denoising / {mark:g} / {first:g}", mark, first, "denoising", judge.denoising
         yield bits(mark, first)
     yield from (frechet(mark, width, few) for width in others for mark in reversed(plan.marks))
-    yield from (bits(mark, width) for width in others for mark in reversed(plan.marks))
     yield from (frechet(mark, first, steps) for steps in more for mark in reversed(plan.marks))
+    yield from (bits(mark, width) for width in others for mark in reversed(plan.marks))
 
 
 def draw(judge: Judge, path: Path, title: str, classes: int = 0, steps: int | None = None) -> None:
