@@ -220,11 +220,13 @@ def _one(name: str, plan: Plan, folder: Path, seen: Data, end: float) -> None:
         if device.type == "cuda":
             torch.cuda.empty_cache()
     judge = Judge(model.net, model, plan, seen, bits_compiled=False)
-    took = dict(GUESS) if not plan.tiny else {}
-    for key, mark, width, kind, work in jobs(plan, judge):
+    judge.distance(judge.frechet(plan.at_once, 2))  # compiles
+    took: dict[str, float] = {}
+    for key, mark, width, work in jobs(plan, judge):
+        kind = key.split(" / ")[0]
         if key in content["found"]:
             continue
-        if end - time.monotonic() < 1.2 * took.get(kind, 0.0):
+        if end - time.monotonic() < 1.2 * took.get(kind, 0.0 if plan.tiny else GUESS[kind.split()[0]]):
             content["skipped"].append(key)
             continue
         load(model, snapshot(folder, name, mark, width))
@@ -237,14 +239,10 @@ def _one(name: str, plan: Plan, folder: Path, seen: Data, end: float) -> None:
         took[kind] = time.monotonic() - began
         print(f"  {name} {key}: {content['found'].get(key)}; {took[kind]:.1f} s", flush=True)
         book.keep()
-    if content["marks"] and not plan.tiny and end - time.monotonic() > 10:
-        load(model, snapshot(folder, name, plan.marks[-1], plan.widths[0]))
-        draw(
-            judge,
-            folder / f"{name}.png",
-            f"{name}: after {plan.marks[-1]:g} s of training, {plan.evaluations[0]} evaluations",
-        )
     book.keep()
+    load(model, snapshot(folder, name, plan.marks[-1], plan.widths[0]))
+    title = f"{name}: after {plan.marks[-1]:g} s of training, {plan.evaluations[0]} evaluations"
+    draw(judge, folder / f"{name}.png", title)
 
 
 def load(model: sde.ScoreModel, path: Path) -> None:
@@ -253,8 +251,8 @@ def load(model: sde.ScoreModel, path: Path) -> None:
     model.load_state_dict(load_file(path))
 
 
-Job = tuple[str, float, float, str, Callable[[], Any]]
-"""Key, mark, width, kind, work."""
+Job = tuple[str, float, float, Callable[[], Any]]
+"""Key, mark, width, work."""
 
 
 def jobs(plan: Plan, judge: Judge) -> Iterator[Job]:
@@ -263,14 +261,14 @@ def jobs(plan: Plan, judge: Judge) -> Iterator[Job]:
 
     def frechet(mark: float, width: float, steps: int) -> Job:
         work = lambda: judge.distance(judge.frechet(plan.samples, steps))  # noqa: E731
-        return f"frechet {steps} / {mark:g} / {width:g}", mark, width, "frechet", work
+        return f"frechet {steps} / {mark:g} / {width:g}", mark, width, work
 
     def bits(mark: float, width: float) -> Job:
-        return f"bits / {mark:g} / {width:g}", mark, width, "bits", lambda: judge.bits(plan.test)
+        return f"bits / {mark:g} / {width:g}", mark, width, lambda: judge.bits(plan.test)
 
     for mark in reversed(plan.marks):
         yield frechet(mark, first, few)
-        yield f"denoising / {mark:g} / {first:g}", mark, first, "denoising", judge.denoising
+        yield f"denoising / {mark:g} / {first:g}", mark, first, judge.denoising
         yield bits(mark, first)
     yield from (frechet(mark, width, few) for width in others for mark in reversed(plan.marks))
     yield from (frechet(mark, first, steps) for steps in more for mark in reversed(plan.marks))
