@@ -19,7 +19,7 @@ from torch import Tensor
 from sde.checks.agree import violated
 from sde.checks.convergence import Order, gaussian, mixture, ode_order, strong_order, weak_order, window
 from sde.checks.laws_random import reproducible
-from sde.forward import ForwardSDE, Point
+from sde.forward import ForwardSDE, Point, Tabulated
 from sde.score import ExactScore, Gaussian, Model, Wrapper
 from sde.solvers import ReverseSDE, Solver, default_times, integrate, sample, trajectory
 
@@ -95,7 +95,9 @@ def orders(solver: Solver, sde: ForwardSDE, etas: Sequence[float] = (0.5, 1.0)) 
             raise violated("6b", _pair(solver, sde), f"{name} {declared:g} is declared, {fit} is found", hint=hint)
 
     if _takes(solver, sde, 0.0):
-        judge("order", ode_order(solver, sde), solver.order)
+        # On a table a rule of high order meets the knots before its order has come down to what it is.
+        knots = isinstance(sde, Tabulated) and solver.order > 2
+        judge("order", ode_order(solver, sde), solver.order, bound=knots)
         judge("order in distribution", weak_order(solver, sde, 0.0), solver.order, bound=True)
     for eta in etas:
         if _takes(solver, sde, eta):

@@ -62,15 +62,19 @@ QUICK = [
 
 
 def keeps_its_orders(solver, forward, etas):
-    """`checks.solver`, and from both sides: on these pairs a Gaussian shows the order that holds in general."""
+    """`checks.solver`, and from both sides: on these pairs a Gaussian shows the order that holds in general.
+
+    What noise leaves of an order along a path shows on fine grids; on coarse ones, or with little noise, it is that of
+    the rule without it. So a strong order may lie between what is declared and the order of the rule itself.
+    """
     fits = sde.checks.solver(SOLVERS[solver], SDES[forward], etas)
     declared = {"order": SOLVERS[solver].order, "weak": SOLVERS[solver].weak, "strong": SOLVERS[solver].strong}
     for name, fit in fits.items():
-        low = declared[name.split()[0]]
-        high = SOLVERS[solver].nominal or low if name.startswith("order") else low
-        if name.startswith("strong") and (SOLVERS[solver].nominal or SOLVERS[solver].order) > low:
-            high = low + 0.3  # a rule of higher order comes to its strong order from above
-        assert low - 0.2 <= fit.value <= max(low, high) + 0.2, f"{name}: {fit}"
+        low, own = declared[name.split()[0]], SOLVERS[solver].nominal or SOLVERS[solver].order
+        high = low if name.startswith("weak") else max(low, own)
+        if forward == "Tabulated.linear" and own > 2:
+            high = math.inf  # the knots of the table end the fit before it has come down
+        assert low - 0.2 <= fit.value <= high + 0.2, f"{name}: {fit}"
     return fits
 
 
