@@ -96,6 +96,16 @@ def test_smoke_demo_makes_everything(cli, monkeypatch):
         assert sde.load(folder / f"{name}.safetensors").net.dim == dim
 
 
+def test_smoke_demo_of_images(cli):
+    status, out, err = cli("demo", "images", "smoke=true")
+    assert status == 0, err
+    folder = Path("out/demo/images")
+    pictures = {"1-digits.png", "2-digits-birth.png", "3-fashion-mnist.png", "4-fashion-mnist-birth.png"}
+    assert {p.name for p in folder.iterdir()} == {*pictures, "index.html"}
+    assert all(name in (folder / "index.html").read_text(encoding="utf-8") for name in pictures)
+    assert "1,566,737" in out
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_demo_is_good(cli):
