@@ -140,7 +140,6 @@ def inception(path: str | Path, sha256: str = SHA256) -> Inception:
     Example:
         >>> inception("pt_inception-2015-12-05-6726825d.pth")
         Traceback (most recent call last):
-            ...
         FileNotFoundError: pt_inception-2015-12-05-6726825d.pth is not there: download ...
     """
     path = Path(path)
