@@ -132,10 +132,11 @@ def _plain(what: str, lines: list[str]) -> list[str]:
 
 
 def _escaped(line: str) -> str:
-    """A line of prose with stars and bars escaped outside `code`."""
+    """A line of prose with stars and bars escaped outside `code`; the star of a list stays one."""
     line = re.sub(r"(?<!`)`(\.\w+)`(?!`)", r"``\1``", line)  # an attribute of whatever is meant, no name to link to
+    bullet, line = re.match(r"(\s*\* )?(.*)", line).groups("")  # pyright: ignore[reportOptionalMemberAccess]
     parts = re.split(r"(`+[^`]*`+)", line)
-    return "".join(p if p.startswith("`") else re.sub(r"(?<!\\)([|*])", r"\\\1", p) for p in parts)
+    return bullet + "".join(p if p.startswith("`") else re.sub(r"(?<!\\)([|*])", r"\\\1", p) for p in parts)
 
 
 def _docstring(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
