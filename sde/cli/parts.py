@@ -7,8 +7,6 @@ another model or of other settings are never mixed with these.
 from __future__ import annotations
 
 import json
-import os
-import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +17,7 @@ from torch import Tensor
 
 from sde.cli.common import process
 from sde.cli.mistakes import Mistake
+from sde.train.checkpoint import write_whole
 
 SETTINGS = "settings.json"
 
@@ -39,13 +38,16 @@ class Parts:
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], n: int, batch: int, anew: bool = False) -> None:
         self.folder, self.starts, self.n, self.batch = folder, range(0, n, batch), n, batch
-        rank, _ = process()
-        if anew and rank == 0:
+        if anew and process()[1] > 1:  # one would remove what another has just drawn
+            raise Mistake(
+                f"resume=false is for one process: remove {folder} if there is one, and leave resume=false out"
+            )
+        if anew:
             shutil.rmtree(folder, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         text, path = json.dumps(settings, indent=1, sort_keys=True), folder / SETTINGS
         if not path.exists():
-            _whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+            write_whole(path, text.encode())
         self._same(json.loads(text), path)
 
     def _same(self, settings: Mapping[str, Any], path: Path) -> None:
@@ -77,9 +79,9 @@ class Parts:
 
     def put(self, batch: range, x: Tensor) -> None:
         """A finished batch."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
-        _whole(self.path(batch.start), lambda part: save_file({"x": x.contiguous()}, part))
+        write_whole(self.path(batch.start), save({"x": x.contiguous()}))
 
     def wait(self, advance: Callable[[int], object], patience: float = 3600.0) -> None:
         """Until the batches of the other processes are there, too.
@@ -111,14 +113,3 @@ class Parts:
     def remove(self) -> None:
         """The folder, once its samples are elsewhere."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Written beside its place and renamed: there or not there, never half of it."""
-    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        write(part)
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise

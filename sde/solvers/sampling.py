@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -22,6 +21,7 @@ from sde.solvers.integrate import (
     trajectory,
     walk,
 )
+from sde.solvers.progress import bar
 from sde.solvers.reverse import ReverseSDE
 from sde.solvers.solver import SelfPaced, Solver, State
 
@@ -85,7 +85,7 @@ def sample(
         if times is None:
             times = default_times(model, steps)
         states = trajectory(reverse, x, times, solver, generator, noise)
-        for state in _with_bar(states, len(times), progress):
+        for state in _with_bar(states, len(times) - 1, progress):
             x = state.x
     if not finite(x):
         raise ValueError(
@@ -142,14 +142,8 @@ def _compiled(
 
 def _with_bar(states: Iterator[State], total: int, progress: bool | None) -> Iterator[State]:
     """The states, with a bar if asked for, or by default once the run has taken two seconds."""
-    bar, began = None, time.monotonic()
-    for done, state in enumerate(states):
-        if bar is None and progress is not False and (progress or time.monotonic() - began > 2):
-            from tqdm.auto import tqdm
-
-            bar = tqdm(total=total, initial=done, desc="sampling", unit="step", leave=False)
-        if bar is not None:
-            bar.update()
-        yield state
-    if bar is not None:
-        bar.close()
+    with bar(total, "sampling", "step", progress) as done:
+        for step, state in enumerate(states):
+            if step:  # the first is the start
+                done(1)
+            yield state

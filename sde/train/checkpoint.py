@@ -52,6 +52,13 @@ def write(path: str | Path, manifest: dict[str, Any], tensors: dict[str, Tensor]
     tensors = {k: v.detach().contiguous().cpu().clone() for k, v in tensors.items()}
     # One entry, as the order of several would differ from file to file.
     data = save(tensors, metadata={KEY: f"{_digest(text, tensors)} {text}"})
+    write_whole(path, data)
+    _sweep(path)
+    return path
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Bytes to a file that is there whole or not at all: written beside its place, flushed to disk and renamed."""
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
         with part.open("xb") as file:
@@ -62,8 +69,6 @@ def write(path: str | Path, manifest: dict[str, Any], tensors: dict[str, Tensor]
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    _sweep(path)
-    return path
 
 
 def writable(path: str | Path) -> Path:

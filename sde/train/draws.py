@@ -22,9 +22,6 @@ from sde.train.times import TimeTable, default_times
 
 CHUNK = 32
 
-HALF = 127.5
-"""Bytes from the darkest to the middle grey: images lie in [-1, 1]."""
-
 
 class Plan(NamedTuple):
     """What is drawn ahead for one step: rows of the data, levels, which to flip and whose label to drop."""
@@ -70,6 +67,9 @@ class Draws:
         self.model, self.cond, self.settings, self.generator = model, dict(cond), settings, generator
         self.share, self.shape = share, (settings.batch, *data.shape[1:])
         self.device, self.dtype = data.device, model.placement()[1]
+        from sde.data.pixels import HALF  # here, as the data room is not imported before it is used
+
+        self.unit = 1 / HALF
         self.bytes, self.classes = data.dtype is torch.uint8, getattr(model.net, "classes", 0)
         self.like = torch.empty((1,) * data.ndim, dtype=self.dtype)
         # A mean that is no mirror image of itself has to be taken off after the flip.
@@ -140,4 +140,4 @@ class Draws:
             g = self.generator
             u = placed(torch.rand(x.shape, generator=g, device=g.device), x.device, x.dtype)
             x.add_(u.sub_(0.5), alpha=self.settings.dequantize)
-        return x.mul_(1 / HALF).sub(self.shift).to(self.dtype)
+        return x.mul_(self.unit).sub(self.shift).to(self.dtype)

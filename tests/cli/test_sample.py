@@ -87,6 +87,15 @@ def test_a_draw_that_was_stopped_goes_on(cli, monkeypatch):
     torch.testing.assert_close(load_file("x.safetensors")["x"], whole)
 
 
+def test_beginning_anew_is_for_one_process(cli, monkeypatch):
+    path = saved_in(cli)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    status, _, err = cli("sample", path, "n=2", "steps=2", "out=x.npz", "resume=false")
+    assert status == 2
+    assert "resume=false is for one process: remove x.npz.parts" in err
+
+
 def test_another_model_of_the_same_name_is_another_draw(cli, monkeypatch):
     path, words = saved_in(cli), ["n=4", "batch=2", "steps=2", "out=x.npz"]
 
