@@ -19,140 +19,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, pad, silu
+from torch.nn.functional import silu
 
-from sde.nets.attention import Attention, rms
+from sde.nets.blocks import Block, Down, Up, conv3, doubled, halved, narrow, normed
 from sde.nets.embed import Conditioning
 
 NORMS, MERGES, RESAMPLES = ("pixel", "group"), ("add", "concat"), ("shuffle", "block", "conv")
-
-
-def pixels(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, H, W, C) without a copy: contiguous where x is channels_last."""
-    return x.permute(0, 2, 3, 1)
-
-
-def image(x: Tensor) -> Tensor:
-    """(B, H, W, C) -> (B, C, H, W) without a copy."""
-    return x.permute(0, 3, 1, 2)
-
-
-def halved(x: Tensor) -> Tensor:
-    """Mean of 2×2 pixels."""
-    return image(pixels(x).unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).mean((2, 4)))
-
-
-def doubled(x: Tensor) -> Tensor:
-    """Each pixel four times."""
-    y = pixels(x)[:, :, None, :, None].expand(-1, -1, 2, -1, 2, -1)
-    return image(y.flatten(3, 4).flatten(1, 2))
-
-
-class _Pixel(nn.Module):
-    """Each pixel's channels over their root mean square."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return rms(x, 1)
-
-
-def _norm(kind: str, channels: int) -> nn.Module:
-    if kind == "pixel":
-        return _Pixel()
-    groups = max(g for g in (1, 2, 4, 8, 16, 32) if channels % g == 0 and (g == 1 or channels >= 4 * g))
-    return nn.GroupNorm(groups, channels, eps=1e-6)
-
-
-def _conv(inward: int, outward: int, bias: bool, gain: float = 1.0, stride: int = 1) -> nn.Conv2d:
-    conv = nn.Conv2d(inward, outward, 3, stride, padding=1, bias=bias)
-    nn.init.normal_(conv.weight, std=gain / (9 * inward) ** 0.5)
-    if conv.bias is not None:
-        nn.init.zeros_(conv.bias)
-    return conv
-
-
-def _end(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """A convolution between few channels and many, filled up with zeros to a multiple of 8: what matrix units read."""
-    more_out, more_in = -conv.out_channels % 8, -conv.in_channels % 8
-    weight, bias = pad(conv.weight, (0, 0, 0, 0, 0, more_in, 0, more_out)), conv.bias
-    if bias is not None:
-        bias = pad(bias, (0, more_out))
-    return conv2d(pad(x, (0, 0, 0, 0, 0, more_in)), weight, bias, padding=1)[:, : conv.out_channels]
-
-
-class _Block(nn.Module):
-    """Residual block with time, class and perhaps attention; `resample` shrinks or grows the image within it."""
-
-    def __init__(
-        self,
-        inward: int,
-        outward: int,
-        features: int,
-        norm: str,
-        modulate: bool,
-        dropout: float,
-        heads: int = 0,
-        resample: Any = None,
-    ) -> None:
-        super().__init__()
-        bias = norm == "group"
-        self.modulate, self.resample = modulate, resample
-        self.norm_one, self.norm_two = _norm(norm, inward), _norm(norm, outward)
-        self.one, self.two = _conv(inward, outward, bias), _conv(outward, outward, bias, gain=1e-5)
-        self.condition = nn.Linear(features, outward * (1 + modulate))
-        self.dropout = nn.Dropout(dropout)
-        self.skip = nn.Identity() if inward == outward else nn.Conv2d(inward, outward, 1)
-        self.attention = Attention(outward, heads, bias=bias) if heads else None
-        if self.attention is not None:
-            self.norm_three = _norm(norm, outward)
-            nn.init.normal_(self.attention.outward.weight, std=1e-5)
-
-    def forward(self, h: Tensor, e: Tensor) -> Tensor:
-        r, m = silu(self.norm_one(h)), self.condition(e)[:, :, None, None]
-        if self.resample is not None:
-            r, h = self.resample(r), self.resample(h)
-        r = self.one(r)
-        if self.modulate:
-            scale, shift = m.chunk(2, 1)
-            r = torch.addcmul(shift, self.norm_two(r), 1 + scale)
-        else:
-            r = self.norm_two(r + m)
-        h = self.skip(h) + self.two(self.dropout(silu(r)).to(h.dtype))
-        if self.attention is not None:
-            tokens = pixels(self.norm_three(h)).flatten(1, 2)
-            h = h + image(self.attention(tokens).unflatten(1, h.shape[2:]))
-        return h
-
-
-class _Down(nn.Module):
-    """Half the size, by 2×2 pixels to four times the channels and a linear layer, or by a convolution of stride 2."""
-
-    def __init__(self, inward: int, outward: int, kind: str) -> None:
-        super().__init__()
-        shuffle = kind == "shuffle"
-        self.mix = nn.Linear(4 * inward, outward, bias=False) if shuffle else None
-        self.conv = None if shuffle else _conv(inward, outward, bias=True, stride=2)
-
-    def forward(self, h: Tensor, e: Tensor) -> Tensor:
-        if self.conv is not None:
-            return self.conv(h)
-        y = pixels(h).unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).transpose(2, 3)
-        return image(self.mix(y.flatten(3)))  # pyright: ignore[reportOptionalCall]
-
-
-class _Up(nn.Module):
-    """Twice the size: the inverse shape of `_Down`, or each pixel four times and a convolution."""
-
-    def __init__(self, inward: int, outward: int, kind: str) -> None:
-        super().__init__()
-        shuffle = kind == "shuffle"
-        self.mix = nn.Linear(inward, 4 * outward, bias=False) if shuffle else None
-        self.conv = None if shuffle else _conv(inward, outward, bias=True)
-
-    def forward(self, h: Tensor, e: Tensor) -> Tensor:
-        if self.conv is not None:
-            return self.conv(doubled(h))
-        y = self.mix(pixels(h)).unflatten(3, (2, 2, -1)).transpose(2, 3)  # pyright: ignore[reportOptionalCall]
-        return image(y.flatten(3, 4).flatten(1, 2))
 
 
 class _Level(nn.Module):
@@ -166,7 +38,7 @@ class _Level(nn.Module):
         self.concat, kept = net.merge == "concat", [inward] + n * [width]
         self.inward, self.middle, self.outward = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for _ in range(n):
-            self.inward.append(_Block(wide, width, *shared, heads))
+            self.inward.append(Block(wide, width, *shared, heads))
             wide = width
         self.down = self.deeper = self.up = None
         if depth + 1 < len(net.multipliers):
@@ -174,20 +46,20 @@ class _Level(nn.Module):
             below = inner if net.resample == "shuffle" else width
             wide = inner if self.concat else width
             if net.resample == "block":
-                self.down = _Block(width, below, *shared, resample=halved)
-                self.up = _Block(inner, wide, *shared, resample=doubled)
+                self.down = Block(width, below, *shared, resample=halved)
+                self.up = Block(inner, wide, *shared, resample=doubled)
             else:
-                self.down, self.up = _Down(width, below, net.resample), _Up(inner, wide, net.resample)
+                self.down, self.up = Down(width, below, net.resample), Up(inner, wide, net.resample)
             self.deeper = _Level(net, depth + 1, below)
         elif self.concat:
-            self.middle.append(_Block(width, width, *shared, max(1, width // net.head)))
-            self.middle.append(_Block(width, width, *shared))
+            self.middle.append(Block(width, width, *shared, max(1, width // net.head)))
+            self.middle.append(Block(width, width, *shared))
         if self.concat:
             for extra in reversed(kept):
-                self.outward.append(_Block(wide + extra, width, *shared, heads))
+                self.outward.append(Block(wide + extra, width, *shared, heads))
                 wide = width
         elif self.deeper is not None:
-            self.outward.extend(_Block(width, width, *shared, heads) for _ in range(n))
+            self.outward.extend(Block(width, width, *shared, heads) for _ in range(n))
 
     def forward(self, h: Tensor, e: Tensor) -> Tensor:
         kept = [h]
@@ -263,10 +135,10 @@ class UNet(nn.Module):
         self.counts = (blocks,) * len(self.multipliers) if isinstance(blocks, int) else tuple(blocks)
         self._check()
         self.conditioning = Conditioning(features, 4 * features, classes, time)
-        self.inward = _conv(channels, width, bias=True)
+        self.inward = conv3(channels, width, bias=True)
         self.level = _Level(self, 0, width)
-        self.last = _norm(norm, width * self.multipliers[0])
-        self.outward = _conv(width * self.multipliers[0], channels, bias=True, gain=0.0)
+        self.last = normed(norm, width * self.multipliers[0])
+        self.outward = conv3(width * self.multipliers[0], channels, bias=True, gain=0.0)
 
     def _check(self) -> None:
         numbers = {"channels": self.channels, "size": self.size, "width": self.width, "head": self.head}
@@ -311,10 +183,10 @@ class UNet(nn.Module):
         if x.ndim != 4 or x.shape[1] != self.channels:
             raise ValueError(f"x must be (B, {self.channels}, H, W), got shape {tuple(x.shape)}")
         self._check_size("height and width of x", x.shape[2], x.shape[3])
-        h = _end(self.inward, x)
+        h = narrow(self.inward, x)
         e = self.conditioning(c, label)
         h = self.level(h, e)
-        return _end(self.outward, silu(self.last(h)).to(h.dtype)).to(x.dtype)
+        return narrow(self.outward, silu(self.last(h)).to(h.dtype)).to(x.dtype)
 
     @classmethod
     def digits(cls, **changes: Any) -> UNet:

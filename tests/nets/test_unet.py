@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from sde.nets import UNet
-from sde.nets.unet import _Block, _Down, _end, _Up, doubled, halved
+from sde.nets.blocks import Block, Down, Up, doubled, halved, narrow
 
 
 def size(net: torch.nn.Module, side: int) -> tuple[float, float]:
@@ -75,12 +75,12 @@ def test_halving_and_doubling_are_the_pool_and_the_repetition(generator: torch.G
 @pytest.mark.parametrize(("inward", "outward"), [(3, 16), (16, 3), (8, 8), (5, 1)])
 def test_an_end_filled_with_zeros_is_the_convolution(inward: int, outward: int, generator: torch.Generator) -> None:
     conv, x = torch.nn.Conv2d(inward, outward, 3, padding=1), torch.randn(2, inward, 5, 5, generator=generator)
-    torch.testing.assert_close(_end(conv, x), conv(x), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(narrow(conv, x), conv(x), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("modulate", [True, False])
 def test_a_block_is_its_formula(modulate: bool, generator: torch.Generator) -> None:
-    block = _Block(8, 12, 4, "group", modulate, dropout=0.0)
+    block = Block(8, 12, 4, "group", modulate, dropout=0.0)
     h, e = torch.randn(2, 8, 5, 5, generator=generator), torch.randn(2, 4, generator=generator)
     with torch.no_grad():
         block.two.weight.normal_(generator=generator)
@@ -141,7 +141,7 @@ def test_wrong_images_are_refused() -> None:
 
 def test_shuffling_down_and_up_loses_nothing(generator: torch.Generator) -> None:
     x, e = torch.randn(2, 3, 4, 6, generator=generator), torch.zeros(2, 4)
-    down, up = _Down(3, 12, "shuffle"), _Up(12, 3, "shuffle")
+    down, up = Down(3, 12, "shuffle"), Up(12, 3, "shuffle")
     for layer in (down.mix, up.mix):
         assert layer is not None
         torch.nn.init.eye_(layer.weight)
