@@ -1,6 +1,7 @@
 """What every test and every docstring's example shares: one thread, no window, one seed, figures closed."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -12,6 +13,10 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+# A shell starts jobs in the background deaf to Ctrl-C, which some tests press.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
