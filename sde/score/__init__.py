@@ -1,9 +1,12 @@
 """Score models: what is known, or learned, of the way back. `model` is trained, `exact` the truth, the rest wraps."""
 
-from sde.score.exact import Empirical, ExactScore, Gaussian, Mixture, Target
+from sde.score.empirical import Empirical
+from sde.score.exact import ExactScore
 from sde.score.guidance import CFG
+from sde.score.mixture import Gaussian, Mixture
 from sde.score.model import Levels, Model, ScoreModel, Wrapper
 from sde.score.reschedule import Reschedule
+from sde.score.target import Target
 
 __all__ = [
     "Model",
