@@ -75,7 +75,7 @@ class Seen(NamedTuple):
 
 def linear(matrix: Tensor | Sequence, y: Tensor | Sequence, noise: float, d: int) -> Seen:
     """A linear observation of samples of d coordinates, or an error that says what does not fit."""
-    a, y = (torch.as_tensor(v).detach().cpu() for v in (matrix, y))
+    a, y = (v.detach().cpu() if isinstance(v, Tensor) else torch.tensor(v, dtype=torch.float64) for v in (matrix, y))
     if a.ndim != 2 or a.shape[1] != d or y.numel() != len(a):
         raise ValueError(
             f"matrix {tuple(a.shape)} and y {tuple(y.shape)} must be (m, {d}) and (m,) over flattened samples: pass "
