@@ -33,9 +33,7 @@ from sde.solvers.solver import needs_model
 def check_one_step(method: str, solver: Solver) -> None:
     """Raise ValueError for a solver that remembers a path which the method breaks off at each step."""
     rule = solver.predictor if isinstance(solver, PredictorCorrector) else solver
-    multistep = isinstance(rule, (Adams, MatrixAdams)) or getattr(rule, "multistep", False) and isinstance(
-        rule, LogSNRRule
-    )  # fmt: skip
+    multistep = isinstance(rule, (Adams, MatrixAdams)) or (isinstance(rule, LogSNRRule) and rule.multistep)
     if isinstance(rule, SelfPaced) or multistep or (isinstance(rule, GDDIM) and rule.k > 1):
         why = "chooses its own steps" if isinstance(rule, SelfPaced) else "remembers earlier steps"
         raise ValueError(
