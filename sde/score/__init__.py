@@ -2,7 +2,7 @@
 
 from sde.score.empirical import Empirical
 from sde.score.exact import ExactScore
-from sde.score.guidance import CFG
+from sde.score.guidance import CFG, Autoguidance
 from sde.score.mixture import Gaussian, Mixture
 from sde.score.model import Levels, Model, ScoreModel, Wrapper
 from sde.score.reschedule import Reschedule
@@ -20,4 +20,5 @@ __all__ = [
     "Empirical",
     "Reschedule",
     "CFG",
+    "Autoguidance",
 ]
