@@ -1,6 +1,7 @@
 """Inverse problems: what x0 was, given y = A(x0) + noise, by a score model's knowledge of x0."""
 
-from sde.inverse.denoise import denoise, estimate_noise, noise_range, posterior_samples, time_of_noise, times_below
+from sde.inverse.ddrm import DDRM
+from sde.inverse.denoising import denoise, estimate_noise, noise_range, posterior_samples, time_of_noise, times_below
 from sde.inverse.dps import DPS, MCG, DPSSolver
 from sde.inverse.exact import exact_posterior
 from sde.inverse.observation import Observation, observe
@@ -19,4 +20,5 @@ __all__ = [
     "Replacement",
     "RePaint",
     "denoise", "posterior_samples", "estimate_noise", "noise_range", "time_of_noise", "times_below",
+    "DDRM",
 ]  # fmt: skip
