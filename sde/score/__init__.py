@@ -1,5 +1,6 @@
 """Score models: what is known, or learned, of the way back. `model` is trained, `exact` the truth, the rest wraps."""
 
+from sde.score.classifier import BayesClassifier, Classifier, ClassifierGuidance
 from sde.score.empirical import Empirical
 from sde.score.exact import ExactScore
 from sde.score.guidance import CFG, Autoguidance
@@ -21,4 +22,7 @@ __all__ = [
     "Reschedule",
     "CFG",
     "Autoguidance",
+    "ClassifierGuidance",
+    "Classifier",
+    "BayesClassifier",
 ]
