@@ -88,11 +88,19 @@ def sample(
         for state in _with_bar(states, len(times) - 1, progress):
             x = state.x
     if not finite(x):
-        raise ValueError(
-            "samples are not finite: use more steps, a grid with smaller first steps (grids.log_snr), "
-            'a weaker guidance, or a model of param "edm"'
-        )
+        raise ValueError(_not_finite(model))
     return x
+
+
+def _not_finite(model: Model) -> str:
+    """What to change, first of all where the model is guided: by what each rule calls its `remedy`."""
+    rules = [part for part in model.modules() if isinstance(part, Model) and hasattr(part, "remedy")]
+    steps = "more steps, a grid with smaller first steps (grids.log_snr)"
+    if not rules:
+        return f'samples are not finite: use {steps}, a weaker guidance, or a model of param "edm"'
+    named = " and ".join(f"{type(part).__name__}({part.extra_repr()})" for part in rules)
+    cure = "; ".join(dict.fromkeys(str(part.remedy) for part in rules))
+    return f'samples are not finite under {named}: use {cure}; or {steps}, or a model of param "edm"'
 
 
 def _can_compile(x: Tensor, solver: Solver, noise: Noise | None) -> bool:
