@@ -2,6 +2,7 @@
 
 from sde.train.board import tensorboard
 from sde.train.checkpoint import load, save
+from sde.train.classification import classify
 from sde.train.couple import optimal_transport
 from sde.train.ema import Power
 from sde.train.fit import fit, fit_steps
@@ -13,7 +14,7 @@ from sde.train.snapshots import reconstruct
 from sde.train.times import Discrete, LogNormal, Times, Uniform, default_times
 
 __all__ = [
-    "fit", "fit_steps", "History", "Step", "Power", "reconstruct",
+    "fit", "fit_steps", "classify", "History", "Step", "Power", "reconstruct",
     "denoising", "unit", "constant", "likelihood", "min_snr",
     "Times", "Uniform", "LogNormal", "Discrete", "default_times", "optimal_transport", "tensorboard",
     "save", "load", "describe", "rebuild", "CheckpointError", "pretrained", "shipped", "note",

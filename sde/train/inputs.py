@@ -24,7 +24,7 @@ def check(model: ScoreModel, data: Tensor, cond: Mapping[str, Tensor], coupling:
         raise TypeError(f"model must be a ScoreModel, got {type(model).__name__}: train the model inside, then wrap it")
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("model has no parameter that requires a gradient: nothing to train")
-    _check_data(model, data)
+    check_data(model, data)
     for name, c in cond.items():
         if not isinstance(c, Tensor) or c.ndim == 0:
             raise TypeError(
@@ -41,7 +41,8 @@ def check(model: ScoreModel, data: Tensor, cond: Mapping[str, Tensor], coupling:
         )
 
 
-def _check_data(model: ScoreModel, data: Tensor) -> None:
+def check_data(model: ScoreModel, data: Tensor) -> None:
+    """Data are of a kind, a shape and on a device that the model takes."""
     images = isinstance(data, Tensor) and data.dtype is torch.uint8
     if not isinstance(data, Tensor) or not (images or data.is_floating_point()):
         kind = getattr(data, "dtype", type(data).__name__)
