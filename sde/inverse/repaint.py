@@ -23,10 +23,33 @@ from sde.forward import SDE
 from sde.inverse.observation import Observation
 from sde.inverse.replacement import Replacement
 from sde.nodes import Table
-from sde.random import Noise
+from sde.random import Noise, WhiteNoise
 from sde.solvers import SelfPaced, Solver, State
 from sde.solvers.integrate import walk
 from sde.solvers.solver import needs_model
+
+
+class Anew(WhiteNoise):
+    """Another's noise, drawn anew at each visit of an interval: a path that is remembered would come back.
+
+    Example:
+        >>> import torch, sde
+        >>> path, x = sde.random.BrownianPath(), torch.zeros(2, 3)
+        >>> bool((Anew(path).normal(x, 1.0, 0.5) == Anew(path).normal(x, 1.0, 0.5)).any())
+        False
+    """
+
+    def __init__(self, noise: Noise) -> None:
+        super().__init__(noise.generator)
+        self.noise = noise
+
+    def normal(self, x: Tensor, t: float, s: float) -> Tensor:
+        """A fresh draw."""
+        return self.noise.fresh(x)
+
+    def fresh(self, x: Tensor) -> Tensor:
+        """A fresh draw."""
+        return self.noise.fresh(x)
 
 
 class RePaint(SelfPaced):
@@ -82,14 +105,15 @@ class RePaint(SelfPaced):
         forward, rule = needs_model(self, sde).model.sde, Replacement(self.solver, self.observation).start(sde, times)
         last, state = len(times) - 1, State(float(times[0]), x, 0)
         yield state
+        anew = Anew(noise)
         for a, b in pairwise(sorted({*range(0, last - 1, self.jump), last - 1, last})):
             stretch, repeats = times[a : b + 1], self.resamplings if b < last else 1
             table = Table(stretch, rule.stages(sde, stretch))
             for repeat in range(repeats):
                 if repeat:
-                    state = state._replace(x=forward.transition(state.x, times[b], times[a], noise.fresh(x)))
+                    state = state._replace(x=forward.transition(state.x, times[b], times[a], anew.fresh(x)))
                 begun = state.calls
-                for now in islice(walk(sde, state.x, stretch, rule, noise, table), 1, None):
+                for now in islice(walk(sde, state.x, stretch, rule, anew, table), 1, None):
                     state = now._replace(calls=begun + now.calls)
                     if repeat == repeats - 1:
                         yield state
