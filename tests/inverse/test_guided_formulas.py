@@ -236,3 +236,17 @@ def test_mcg_puts_the_noised_observation_into_what_is_seen(any_sde: sde.ForwardS
     seen = torch.linalg.pinv(A) @ A
     got = inverse.MCG(made(), zeta=0.4).step(reverse, x, t, s, noise())
     torch.testing.assert_close(got, stepped + (known - stepped) @ seen.T)
+
+
+def test_a_row_of_negative_sum_counts_as_none() -> None:
+    """Of [[.1, -.2], [-.2, 1]] the first."""
+    edm, t = sde.EDM(), 2.0
+    cov = torch.tensor([[0.1, -0.2], [-0.2, 1.0]], dtype=torch.float64)
+    c = cov - cov @ torch.linalg.solve(cov + t**2 * torch.eye(2).double(), cov)
+    model = sde.ExactScore(sde.Gaussian([0.0, 0.0], cov), edm)
+    x = torch.tensor([[0.3, -0.2]], dtype=torch.float64)
+    rows = c.sum(1)
+    assert float(rows[0]) < 0 < float(rows[1])
+    observation = inverse.Observation(inverse.Mask(torch.tensor([True, True])), torch.ones(1, 2).double(), R)
+    got, x0 = inverse.TMPD(model, observation)(x, t).x0, model(x, t).x0
+    torch.testing.assert_close(got, x0 + ((1 - x0) / (rows.clamp_min(0) + R**2)) @ c)
