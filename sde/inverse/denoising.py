@@ -29,7 +29,7 @@ from sde.forward import ForwardSDE, ScalarSDE
 from sde.random import Generator, randn_like
 from sde.score import Model
 from sde.shape import as_time, expand
-from sde.solvers import Heun, Solver, default_times, sample
+from sde.solvers import Heun, SASolver, Solver, default_times, sample
 from sde.solvers.likelihood.log_prob import divergence, hutchinson, signs
 
 HALVINGS = 60
@@ -163,7 +163,7 @@ def posterior_samples(
             one level run together; each other level is a run of its own.
         k: Draws for each y.
         steps: Solver steps from the noise level down.
-        solver: One that takes eta = 1. Default: `Heun`, of weak order 2 with two evaluations a step.
+        solver: One that takes eta = 1. Default: `SASolver`, one evaluation a step; `Heun`, two, for a matrix SDE.
         generator: One generator, or k B of them, draw i of sample b at i B + b.
         progress: True for a bar, False for none. Default: one that appears after two seconds.
 
@@ -224,7 +224,8 @@ def _drawn(
     if t <= forward.t_min * (1 + 1e-9):
         return model(extra, t).x0
     times = times_below(model, t, steps)
-    x = sample(model, x=extra, times=times, solver=solver or Heun(), eta=1.0, generator=generator, progress=progress)
+    solver = solver or (SASolver() if isinstance(forward, ScalarSDE) else Heun())
+    x = sample(model, x=extra, times=times, solver=solver, eta=1.0, generator=generator, progress=progress)
     return forward.unmean(x, forward.t_min)
 
 
