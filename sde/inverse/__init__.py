@@ -13,7 +13,7 @@ from sde.inverse.operators.mask import Identity, Mask
 from sde.inverse.operators.matrix import Matrix
 from sde.inverse.operators.separable import Bicubic, Separable
 from sde.inverse.operators.tight import AveragePool, Grey, Tight
-from sde.inverse.pigdm import PiGDM
+from sde.inverse.pigdm import PiGDM, PiGDMSolver
 from sde.inverse.projection import DDNM, DiffPIR
 from sde.inverse.repaint import RePaint
 from sde.inverse.replacement import Replacement
@@ -24,7 +24,7 @@ __all__ = [
     "Operator", "LinearOperator",
     "Mask", "Identity", "AveragePool", "Grey", "Bicubic", "Blur", "Matrix", "Function", "compose", "Separable", "Tight",
     "Observation", "observe", "exact_posterior",
-    "DPS", "DPSSolver", "MCG", "PiGDM", "MMPS", "TMPD", "DDNM", "DiffPIR",
+    "DPS", "DPSSolver", "MCG", "PiGDM", "PiGDMSolver", "MMPS", "TMPD", "DDNM", "DiffPIR",
     "Replacement",
     "RePaint",
     "denoise", "posterior_samples", "estimate_noise", "noise_range", "time_of_noise", "times_below",

@@ -15,20 +15,19 @@ observation itself, noised to the time s, into what A sees of x_s.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sde.forward import SDE, Point
-from sde.inverse.guided import Estimate, Guided
+from sde.forward import SDE
+from sde.inverse.guided import Estimate, Guided, PulledSolver
 from sde.inverse.observation import Observation
 from sde.inverse.operator import RANK
 from sde.random import Noise
 from sde.score import Model
 from sde.shape import sum_event
-from sde.solvers import Ancestral, ReverseSDE, SelfPaced, Solver
+from sde.solvers import Solver
 from sde.solvers.solver import needs_model
 
 
@@ -78,22 +77,7 @@ class DPS(Guided):
         return here.x0 - self.weight * here.covariance(v)
 
 
-class _Watched(Guided):
-    """The model itself, which keeps grad |y - A(x0(x))| of the last state it was asked about."""
-
-    gradient: Tensor
-
-    def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Point:
-        here = Estimate(self.model, x, t, **cond)
-        with torch.inference_mode(False), torch.enable_grad():
-            x0 = here.x0.clone().requires_grad_()
-            length = torch.linalg.vector_norm(self.observation.residual(x0).flatten(1), dim=1).sum()
-            (v,) = torch.autograd.grad(length, x0)
-        self.gradient = here.pulled(v)
-        return Point(self.sde, x, t, here.x0)
-
-
-class DPSSolver(Solver):
+class DPSSolver(PulledSolver):
     r"""Diffusion posterior sampling by the paper's algorithm: after each step, down the gradient of the residual.
 
     x_s <- step(x_t) - zeta grad |y - A(x0(x_t))|, with the one evaluation of the step. What the guidance does in a run
@@ -120,35 +104,16 @@ class DPSSolver(Solver):
         torch.Size([4, 2])
     """
 
-    order, strong, weak = 0.0, 0.0, 0.0
-    watched: _Watched | None = None
-
     def __init__(self, observation: Observation, zeta: float = 1.0, solver: Solver | None = None) -> None:
-        self.observation, self.zeta, self.solver = observation, _checked("zeta", zeta), solver or Ancestral()
-        if isinstance(self.solver, SelfPaced) or self.solver.calls != 1:
-            raise ValueError(
-                f"solver must evaluate once a step, got {type(self.solver).__name__}: use Ancestral or DDIM"
-            )
-        self.eta, self.endpoint, self.ends = self.solver.eta, self.solver.endpoint, self.solver.ends
+        super().__init__(observation, solver)
+        self.zeta = _checked("zeta", zeta)
 
-    def check(self, sde: SDE) -> None:  # noqa: D102
-        model = needs_model(self, sde).model
-        _Watched(model, self.observation)  # refuses a coupled model
-        self.solver.check(sde)
-
-    def start(self, sde: SDE, times: Tensor) -> Solver:  # noqa: D102
-        fresh = type(self)(self.observation, self.zeta, self.solver.start(sde, times))
-        fresh.watched = _Watched(needs_model(self, sde).model, self.observation)
-        return fresh
-
-    def stages(self, sde: SDE, times: Tensor) -> Sequence[Tensor]:  # noqa: D102
-        return self.solver.stages(sde, times)
-
-    def step(self, sde: SDE, x: Tensor, t: float, s: float, noise: Noise) -> Tensor:  # noqa: D102
-        reverse = needs_model(self, sde)
-        watched = self.watched or _Watched(reverse.model, self.observation)
-        x = self.solver.step(ReverseSDE(watched, reverse.eta), x, t, s, noise)
-        return x - self.zeta * watched.gradient
+    def pull(self, here: Estimate) -> Tensor:  # noqa: D102
+        with torch.inference_mode(False), torch.enable_grad():
+            x0 = here.x0.clone().requires_grad_()
+            length = torch.linalg.vector_norm(self.observation.residual(x0).flatten(1), dim=1).sum()
+            (v,) = torch.autograd.grad(length, x0)
+        return -self.zeta * here.pulled(v)
 
 
 class MCG(DPSSolver):

@@ -250,3 +250,17 @@ def test_a_row_of_negative_sum_counts_as_none() -> None:
     observation = inverse.Observation(inverse.Mask(torch.tensor([True, True])), torch.ones(1, 2).double(), R)
     got, x0 = inverse.TMPD(model, observation)(x, t).x0, model(x, t).x0
     torch.testing.assert_close(got, x0 + ((1 - x0) / (rows.clamp_min(0) + R**2)) @ c)
+
+
+@pytest.mark.parametrize("kind", [sde.VP, sde.EDM, sde.Flow])
+def test_the_algorithm_of_pseudo_inverse_guidance(kind: type[sde.ScalarSDE]) -> None:
+    forward = kind()
+    t, s = times(forward)[1], times(forward)[0]
+    x, x0, _ = truth(TARGET, forward, t)
+    reverse, v, scale2 = sde.ReverseSDE(sde.ExactScore(TARGET, forward), eta=1.0), tau2(forward, t), TARGET.scale**2
+    noise = lambda: sde.WhiteNoise(torch.Generator().manual_seed(3))  # noqa: E731
+    plain = sde.Ancestral().step(reverse, x, t, s, noise())
+    matrix = A @ A.T + R**2 * (scale2 + v) / (scale2 * v) * torch.eye(M).double()
+    g = column(pull(forward, x, t) @ A.T, torch.linalg.solve(matrix, (Y - x0 @ A.T).T).T)
+    got = inverse.PiGDMSolver(made()).step(reverse, x, t, s, noise())
+    torch.testing.assert_close(got, plain + float(forward.levels(t)[0]) * g)

@@ -97,7 +97,7 @@ def test_each_solver(solver: sde.Solver) -> None:
     assert float((GAUSS.mean - law.mean).abs().max()) > 0.3
 
 
-@pytest.mark.parametrize("name", [*MODELS, "DPSSolver", "MCG"])
+@pytest.mark.parametrize("name", [*MODELS, "DPSSolver", "MCG", "PiGDMSolver"])
 @pytest.mark.parametrize("kind", SDES)
 def test_samples_do_not_know_their_neighbours(name: str, kind: str) -> None:
     forward = SDES[kind]()
@@ -107,6 +107,8 @@ def test_samples_do_not_know_their_neighbours(name: str, kind: str) -> None:
         shape, generator = (len(seeds), 3), gens(*seeds)
         if name in MODELS:
             method, solver = MODELS[name](model(forward), observation), sde.Ancestral()
+        elif name == "PiGDMSolver":
+            method, solver = model(sde.VP() if kind == "CLD" else forward), inverse.PiGDMSolver(observation)
         else:
             method, solver = model(forward), getattr(inverse, name)(observation, zeta=0.1)
         return sde.sample(method, shape, steps=8, solver=solver, generator=generator)
@@ -181,6 +183,10 @@ def test_refusals() -> None:
         sde.sample(coupled, (2, 3), solver=inverse.DPSSolver(observed()), steps=2)
     with pytest.raises(ValueError, match="MCG needs a linear operator"):
         inverse.MCG(inverse.Observation(Cube([3]), Y, 0.3))
+    with pytest.raises(ValueError, match="PiGDMSolver needs a linear operator"):
+        inverse.PiGDMSolver(inverse.Observation(Cube([3]), Y, 0.3))
+    with pytest.raises(ValueError, match="which a matrix SDE has not: use PiGDM"):
+        sde.sample(model(sde.CLD()), (2, 3), solver=inverse.PiGDMSolver(observed()), steps=2)
     with pytest.raises(ValueError, match="solver must evaluate once a step, got Heun"):
         inverse.DPSSolver(observed(), solver=sde.Heun())
     for value in (-1.0, float("nan")):
