@@ -97,16 +97,16 @@ class Product(Composed):
         self, models: Sequence[Model], weights: Sequence[float] | None = None, base: Model | None = None
     ) -> None:
         n = len(models)
-        weights = [1.0 if base is not None else 1 / n] * n if weights is None else [float(w) for w in weights]
+        weights = n * [1.0 if base is not None else 1 / max(n, 1)] if weights is None else [float(w) for w in weights]
         total = math.fsum(weights)
         if len(weights) != n or not math.isfinite(total):
             raise ValueError(f"weights must be {n} finite numbers, one for each model, got {weights}")
-        if base is None and not math.isclose(total, 1.0, abs_tol=1e-9):
+        if n and base is None and not math.isclose(total, 1.0, abs_tol=1e-9):
             raise ValueError(
                 f"weights must sum to 1 without a base, got {total:g}, which would count the noise as often: pass what "
                 "the models have in common as base, or a wide Gaussian, ExactScore(Gaussian(mean, cov), sde)"
             )
-        super().__init__([*models, base] if base is not None else models)
+        super().__init__([*models, base] if n and base is not None else models)
         self.weights = tuple([*weights, 1 - total] if base is not None else weights)
 
     def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Point:  # noqa: D102
