@@ -19,6 +19,8 @@ from benchmarks import (
     overhead,
     overhead_report,
     pictures,
+    posterior,
+    posterior_report,
     quality,
     quality_model,
     quality_report,
@@ -64,6 +66,13 @@ def noises(out: Path, given: argparse.Namespace) -> str:
     return stochastic_report.report(result)
 
 
+def restorations(out: Path, given: argparse.Namespace) -> str:
+    small: dict = {"problems": posterior.PROBLEMS[:1], "budgets": (20, 40), "samples": 20}
+    result = posterior.measure(**small) if given.quick else posterior.measure(jobs=given.jobs)
+    posterior_report.picture(result, out / "posterior.png")
+    return posterior_report.report(result)
+
+
 def slopes(out: Path, given: argparse.Namespace) -> str:
     result = orders.measure(kinds=("VP",), every=6) if given.quick else orders.measure()
     orders_report.picture(result, out / "orders.png")
@@ -94,6 +103,7 @@ BENCHMARKS: dict[str, Callable[[Path, argparse.Namespace], str]] = {
     "training": fits,
     "accuracy": errors,
     "stochastic": noises,
+    "posterior": restorations,
     "orders": slopes,
     "gpu": images,
     "gpu-profile": kernels,
@@ -117,7 +127,9 @@ def main(arguments: list[str] | None = None) -> None:
         default="fresh",
         help="accuracy: measure the peers anew, which takes an hour and more, or take what the last run kept in out/",
     )
-    parser.add_argument("--jobs", type=int, default=1, help="accuracy, stochastic: problems at once (default 1)")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="accuracy, stochastic, posterior: problems at once (default 1)"
+    )
     parser.add_argument("--unseen", type=int, nargs="*", metavar="SEED", help="accuracy: other unseen targets")
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="ITEM",
