@@ -3,6 +3,7 @@
 from sde.inverse.ddrm import DDRM
 from sde.inverse.denoising import denoise, estimate_noise, noise_range, posterior_samples, time_of_noise, times_below
 from sde.inverse.dps import DPS, MCG, DPSSolver
+from sde.inverse.edit import decode, encode, interpolate, sdedit, slerp, time_of_strength
 from sde.inverse.exact import exact_posterior
 from sde.inverse.gibbs import SplitGibbs
 from sde.inverse.observation import Observation, observe
@@ -31,4 +32,5 @@ __all__ = [
     "DDRM",
     "SplitGibbs",
     "TDS", "Particles",
+    "sdedit", "encode", "decode", "slerp", "interpolate", "time_of_strength",
 ]  # fmt: skip

@@ -216,17 +216,29 @@ def _drawn(
 ) -> Tensor:
     """One draw for each y at time t."""
     forward = model.sde
-    # Noise of the state beyond its statistic: L eps without what it adds to the statistic, 0 for a scalar SDE.
-    extra = forward.mean(y, t)
-    if not isinstance(forward, ScalarSDE):
-        r = forward.color(randn_like(extra, generator), t)
-        extra = extra + r - forward.mean(forward.unmean(r, t), t)
+    x = state_of(forward, y, t, generator)
     if t <= forward.t_min * (1 + 1e-9):
-        return model(extra, t).x0
+        return model(x, t).x0
     times = times_below(model, t, steps)
     solver = solver or (SASolver() if isinstance(forward, ScalarSDE) else Heun())
-    x = sample(model, x=extra, times=times, solver=solver, eta=1.0, generator=generator, progress=progress)
+    x = sample(model, x=x, times=times, solver=solver, eta=1.0, generator=generator, progress=progress)
     return forward.unmean(x, forward.t_min)
+
+
+def state_of(forward: ForwardSDE, y: Tensor, t: float, generator: Generator = None) -> Tensor:
+    """Draw of a state whose statistic is y: A y, and for a matrix SDE the noise that says nothing of x0.
+
+    Example:
+        >>> import torch, sde
+        >>> x = state_of(sde.CLD(), torch.ones(1, 1), 0.5)
+        >>> x.shape, round(sde.CLD().unmean(x, 0.5).item(), 5)
+        (torch.Size([1, 2, 1]), 1.0)
+    """
+    x = forward.mean(y, t)
+    if isinstance(forward, ScalarSDE):
+        return x
+    r = forward.color(randn_like(x, generator), t)  # L eps, without what it adds to the statistic
+    return x + r - forward.mean(forward.unmean(r, t), t)
 
 
 def _checked(model: Model, y: Tensor, noise: float | Tensor) -> Tensor:

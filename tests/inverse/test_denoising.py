@@ -8,6 +8,7 @@ from torch import Tensor
 
 import sde
 from sde.inverse import denoise, estimate_noise, noise_range, posterior_samples, time_of_noise, times_below
+from sde.inverse.denoising import state_of
 
 MEAN, COV = torch.tensor([1.0, -0.5], dtype=torch.float64), [[1.0, 0.6], [0.6, 0.5]]
 EYE = torch.eye(2, dtype=torch.float64)
@@ -71,6 +72,16 @@ def test_samples_have_the_posteriors_law(model: sde.ExactScore, noise: float, ge
     torch.testing.assert_close(
         found / torch.outer(spread, spread), cov / torch.outer(spread, spread), atol=0.06, rtol=0
     )
+
+
+@pytest.mark.parametrize("kind", ["VP", "CLD"])
+def test_state_of_a_statistic_has_the_law_of_the_state(kind: str, generator: torch.Generator) -> None:
+    """Shown the statistic alone, what is drawn beside it makes the state's covariance whole."""
+    forward, t, n = SDES[kind](), 0.3, 40_000
+    x = forward.perturb(torch.zeros(n, 1, dtype=torch.float64), t, generator).x
+    again = state_of(forward, forward.unmean(x, t), t, generator)
+    before, after = (v.reshape(n, -1).T.cov() for v in (x, again))
+    torch.testing.assert_close(after, before, rtol=0.05, atol=0.02 * float(before.abs().max()))
 
 
 def test_the_flow_would_have_another_law(generator: torch.Generator) -> None:
