@@ -76,6 +76,32 @@ def line(folder: Path) -> None:
     save(figure, folder / "space-time.png", dpi=140)
 
 
+def guidance(folder: Path) -> None:
+    """What guidance is said to sample, and what it samples: two densities, computed on a grid."""
+    import matplotlib.pyplot as plt
+
+    s, vp, w, half, n = torch.linspace(0, 1, 7), sde.VP(), 4, 2.8, 60
+    upper = torch.stack([2.4 * s - 1, 1.9 * s**1.5], 1)
+    both = torch.cat([upper, upper * torch.tensor([1.0, -1.0])])
+    given = sde.ExactScore(sde.Mixture([1.0] * 7, upper, [0.07] * 7), vp)
+    free = sde.ExactScore(sde.Mixture([1.0] * 14, both, [0.07] * 14), vp)
+    line = torch.linspace(-half, half, n, dtype=torch.float64)
+    x, t = torch.cartesian_prod(line, line), vp.t_min
+    up = sde.grids.data_scaled(vp, 24, scale=free.data_scale()).flip(0)
+    found = {
+        "told the class: p(x|c)": given.log_prob(x, t),
+        "said: p(x) p(c|x)⁴": (1 - w) * free.log_prob(x, t) + w * given.log_prob(x, t),
+        "sampled by guidance, w = 4": sde.log_prob(sde.CFG(given, free, w), x, up),
+    }
+    with sde.plot.style():
+        figure, axes = plt.subplots(1, 3, figsize=(9.2, 3.2), layout="constrained")
+    for ax, (name, log_p) in zip(axes, found.items(), strict=True):
+        image, extent = torch.exp(log_p - log_p.max()).reshape(n, n).T, (-half, half, -half, half)
+        ax.imshow(image, origin="lower", extent=extent, interpolation="bilinear", cmap="viridis")
+        ax.set(title=name, xlabel="x₁", ylabel="x₂")
+    save(figure, folder / "guidance.png", dpi=120)
+
+
 def save(figure, path: Path, dpi: int) -> None:
     """A picture of few bytes: a palette is enough for a page."""
     from PIL import Image
@@ -89,7 +115,7 @@ def save(figure, path: Path, dpi: int) -> None:
 def main() -> None:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent / "_static")
     folder.mkdir(parents=True, exist_ok=True)
-    for draw in (line, moons, digits):
+    for draw in (line, moons, digits, guidance):
         draw(folder)
     for path in sorted(folder.iterdir()):
         size, most = path.stat().st_size, MOST.get(path.suffix, 10**9)

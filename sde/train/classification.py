@@ -21,7 +21,10 @@ from sde.train.draws import Batch
 from sde.train.fit import Callback, Session
 from sde.train.run import History, Run
 from sde.train.settings import Settings
-from sde.train.times import Times
+from sde.train.times import LogNormal, Times, default_times
+
+NOISY = LogNormal(mean=1.5, std=2.5)
+"""Noisier than a score's: x0 moves by sigma^2 / alpha times the slope, so that high noise magnifies its error."""
 
 
 class Lessons(Run):
@@ -66,7 +69,8 @@ def classify(
         lr: Peak learning rate; it rises over `warmup` steps and falls by a cosine.
         warmup: Steps over which it rises.
         ema: Decay of the average of the weights, 0 for none.
-        times: Distribution of times. Default: as `fit`.
+        times: Distribution of times. Default: as `fit`, but `LogNormal(1.5, 2.5)` where that is log-normal: guided
+            samples suffer most from wrong slopes at high noise.
         generator: For data, times and noise.
         flip: Turn every other image left to right, at random.
         dequantize: Width, in bytes, of the cell that each byte is spread over: see `fit`.
@@ -95,6 +99,8 @@ def classify(
     if not isinstance(classifier, Classifier):
         raise TypeError(f"classifier must be a Classifier, got {type(classifier).__name__}: Classifier(net, sde)")
     inputs.whole("every", every, 1, say=100)
+    if times is None and isinstance(default_times(classifier.sde), LogNormal):
+        times = NOISY
     settings = Settings(
         steps=steps, batch=batch, lr=lr, warmup=warmup, ema=ema, times=times, flip=flip, dequantize=dequantize
     )
