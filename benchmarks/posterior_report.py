@@ -12,8 +12,8 @@ from benchmarks.pictures import BLUE, GREY, ORANGE, _pyplot
 from benchmarks.posterior import Result, Score
 
 PACKAGES = ("azula", "deepinv")
-SAME = 0.03
-"""Relative difference between two distances that is called none."""
+SAME = 0.1
+"""Relative difference between two distances that is called none: another seed makes one of 5 %."""
 
 
 def budgets(result: Result) -> list[int]:
@@ -143,10 +143,11 @@ def report(result: Result) -> str:
         f"of the data's scale, a root mean square over four observations with {result.samples} samples each in two "
         f"dimensions and {result.samples // 2} in sixteen; VP, an exact denoiser. The floor is the distance of as many "
         "exact draws; what lies within three standard deviations of it is a tie, and so are two distances that differ "
-        "by less than that. An evaluation is one pass of one particle through the denoiser, forward or backward (a "
-        "backward pass costs as much where only the input asks for a gradient). Every method runs with the solvers, "
-        "grids and settings listed at the end, on both sides, and is shown at its best; with the most evaluations only "
-        "the two best of the budget before run.",
+        "by less than that, or by less than a tenth, as they do with the seed. An evaluation is one pass of one particle "
+        "through the denoiser, forward or backward (a backward pass costs as much where only the input asks for a "
+        "gradient). Every method runs with the solvers, grids and settings listed at the end, on both sides, and is "
+        "shown at its best; with the most evaluations only "
+        "the best setting of the budget before runs.",
         "![Sliced W2 by method](posterior.png)",
         "## The best of each side",
         f"Ours is 1.5 times closer or cannot be told from exact draws in {closer} of {len(top)} cells.",
@@ -162,6 +163,11 @@ def report(result: Result) -> str:
         "floor:",
         means(result),
         beside(result),
+        "deepinv's DDRM draws its noise with half the paper's variance (`randn / sqrt(2)`): on some problems that "
+        "brings it nearer, on others not; with the whole variance it gives our own distances. TMPD puts the sums of "
+        "rows for a matrix: where rows of A C A' cancel, the step is far too long, on both sides. The likelihoods of "
+        "DPS, PiGDM, MMPS and TMPD are the same functions in all libraries; what differs is the solver, the grid and "
+        "the seed.",
         "## What a step costs",
         costs(result),
         "## Settings",

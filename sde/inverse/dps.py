@@ -3,8 +3,9 @@ r"""Diffusion posterior sampling: the likelihood of x as if x0 were what the mod
     grad log p(y | x) = -weight grad |y - A(x0(x))|^2 / (2 noise^2),
 
 a backward pass through the operator and the model. As x0 | x is not that narrow, the gradient is far too large while x
-is noisy, and explicit steps must be short: by about 1 / (1 + v / noise^2) for data of variance v. The paper's algorithm
-takes another length, which does not depend on the noise nor on the solver's step: after each step of a solver,
+is noisy, and explicit steps must be short: by about 1 / (1 + v / noise^2) for data of variance v. `annealed` counts
+what the estimate may be off by as noise of y, (sigma / alpha)^2 + noise^2 for noise^2. The paper's algorithm takes
+another length, which does not depend on the noise nor on the solver's step: after each step of a solver,
 
     x_s <- x_s - zeta grad |y - A(x0(x_t))|,
 
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from sde.forward import SDE
-from sde.inverse.guided import Estimate, Guided, PulledSolver
+from sde.inverse.guided import Estimate, Guided, PulledSolver, each, ratios
 from sde.inverse.observation import Observation
 from sde.inverse.operator import RANK
 from sde.random import Noise
@@ -41,15 +42,17 @@ class DPS(Guided):
     r"""Diffusion posterior sampling in its likelihood form, for any differentiable operator.
 
     The score plus -weight grad |y - A(x0(x))|^2 / (2 noise^2). It asks for many steps where noise is small (see
-    `sde.inverse.dps`), and is exact for no weight: too narrow a posterior for 1. `DPSSolver` is the paper's algorithm.
+    `sde.inverse.dps`), and then `annealed` is the robust choice. `DPSSolver` is the paper's algorithm.
 
     Args:
         model: Score model.
-        observation: Of any operator, with noise.
+        observation: Of any operator, with noise unless annealed.
         weight: Of the likelihood.
+        annealed: Whether (sigma / alpha)^2 is added to noise^2.
 
     Raises:
-        ValueError: If the observation has no noise, weight is negative, or the model was trained with a coupling.
+        ValueError: If the observation has no noise and is not annealed, weight is negative, or the model was trained
+            with a coupling.
 
     References:
         Chung, Kim, Mccann, Klasky & Ye (2022), 2209.14687, eq. 16.
@@ -63,18 +66,21 @@ class DPS(Guided):
         torch.Size([4, 2])
     """
 
-    def __init__(self, model: Model, observation: Observation, weight: float = 1.0) -> None:
+    def __init__(self, model: Model, observation: Observation, weight: float = 1.0, annealed: bool = False) -> None:
         super().__init__(model, observation)
-        observation.check_noisy("DPS")
-        self.weight = _checked("weight", weight)
+        if not annealed:
+            observation.check_noisy("DPS")
+        self.weight, self.annealed = _checked("weight", weight), annealed
 
     def moved(self, x: Tensor, t: float | Tensor, **cond: Any) -> Tensor:  # noqa: D102
         here = Estimate(self.model, x, t, **cond)
         with torch.inference_mode(False), torch.enable_grad():
             x0 = here.x0 if here.graph else here.x0.clone().requires_grad_()
-            misfit = sum_event(self.observation.residual(x0) ** 2).sum() / (2 * self.observation.noise**2)
+            misfit = sum_event(self.observation.residual(x0) ** 2).sum() / 2
             (v,) = torch.autograd.grad(misfit, x0, create_graph=here.graph)
-        return here.x0 - self.weight * here.covariance(v)
+        spread = ratios(self.sde, x, t) if self.annealed else [0.0]
+        noise2 = self.observation.noise**2
+        return here.x0 - self.weight * here.covariance(each(spread, lambda ratio, v: v / (noise2 + ratio**2), v))
 
 
 class DPSSolver(PulledSolver):

@@ -116,6 +116,10 @@ def dps(x0: Tensor, c: Tensor, v: float, a: Tensor) -> Tensor:
     return x0 + 0.7 * column(c @ a.T, Y - x0 @ a.T) / R**2
 
 
+def annealed(x0: Tensor, c: Tensor, v: float, a: Tensor) -> Tensor:
+    return x0 + 0.7 * column(c @ a.T, Y - x0 @ a.T) / (R**2 + v)
+
+
 def diffpir(x0: Tensor, c: Tensor, v: float, a: Tensor) -> Tensor:
     matrix = a.T @ a / R**2 + 7 / v * torch.eye(D).double()
     return torch.linalg.solve(matrix, (Y @ a / R**2 + 7 / v * x0).T).T
@@ -132,6 +136,7 @@ METHODS: dict[str, tuple[Callable[..., sde.Model], Callable[..., Tensor]]] = {
     "MMPS": (inverse.MMPS, mmps),
     "TMPD": (inverse.TMPD, tmpd),
     "DPS": (lambda model, o: inverse.DPS(model, o, weight=0.7), dps),
+    "DPS, annealed": (lambda model, o: inverse.DPS(model, o, weight=0.7, annealed=True), annealed),
     "DiffPIR": (lambda model, o: inverse.DiffPIR(model, o, weight=7.0), diffpir),
     "DDNM": (inverse.DDNM, ddnm),
 }

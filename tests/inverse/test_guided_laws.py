@@ -16,7 +16,8 @@ Y = torch.tensor([[0.7, -0.4, 0.0]], dtype=torch.float64)
 Make = Callable[[sde.Model, inverse.Observation], sde.Model]
 MODELS: dict[str, Make] = {name: getattr(inverse, name) for name in ("PiGDM", "MMPS", "TMPD", "DPS", "DiffPIR", "DDNM")}
 SDES = {"VP": sde.VP, "EDM": sde.EDM, "Flow": sde.Flow, "SubVP": sde.SubVP, "CLD": sde.CLD}
-NOISELESS = ("PiGDM", "MMPS", "DiffPIR", "DDNM")
+MODELS["DPS, annealed"] = lambda m, o: inverse.DPS(m, o, annealed=True)
+NOISELESS = ("DPS, annealed", "PiGDM", "MMPS", "DiffPIR", "DDNM")
 
 
 def observed(noise: float = 0.3, seen: Tensor = SEEN, y: Tensor = Y) -> inverse.Observation:
@@ -171,6 +172,9 @@ def test_refusals() -> None:
             return x**3
 
     for name, make in MODELS.items():
+        if name == "DPS, annealed":
+            make(model(), observed(0.0))
+            continue
         with pytest.raises(ValueError, match=f"{name} adds the gradient .* train with coupling=None"):
             make(coupled, observed())
         if name not in NOISELESS:
