@@ -30,7 +30,7 @@ from sde.inverse.repaint import Anew
 from sde.inverse.replacement import Known
 from sde.nodes import Table
 from sde.random import Noise
-from sde.solvers import Heun, SelfPaced, Solver, State
+from sde.solvers import SASolver, SelfPaced, Solver, State
 from sde.solvers.grids import CAP
 from sde.solvers.integrate import walk
 from sde.solvers.ratio import TimeOfRatio
@@ -44,8 +44,9 @@ class SplitGibbs(SelfPaced):
 
     Args:
         observation: Linear; without noise z is projected on it, and so is the sample in the end.
-        solver: Of the reverse SDE, any that takes noise. Default: `Heun`.
-        steps: Its steps in each turn.
+        solver: Of the reverse SDE, any that takes noise. Default: `SASolver(2)`; `Heun` is closer where its steps are
+            short, and explodes on `EDM` where they are not.
+        steps: Its steps in each turn, from rho down to rho / 10; the last turn makes one more, to the last time.
         rho: Least coupling, in units of the data. Default: the observation's noise over the operator's norm, the most
             that is exact; a grid that ends above it ends there.
         exact: Whether y is given the noise that rho leaves of it; False as published.
@@ -89,7 +90,7 @@ class SplitGibbs(SelfPaced):
         if rho is not None and not (math.isfinite(rho) and rho >= 0):
             raise ValueError(f"rho must be 0 or more, got {rho}: the observation's noise is a good one")
         self.observation, self.solver, self.steps, self.rho, self.exact = (
-            observation, solver or Heun(), steps, rho, exact,
+            observation, solver or SASolver(2), steps, rho, exact,
         )  # fmt: skip
 
     @property
@@ -117,13 +118,15 @@ class SplitGibbs(SelfPaced):
         state, stretch, table = State(float(times[0]), x, 0), times[:0], None
         yield state
         for i, (tau, s) in enumerate(zip(taus, times[1:].tolist(), strict=True)):
-            if table is None or tau != stretch[0]:
-                stretch = self.stretch(reverse, time, float(tau), float(times[-1]))
+            final = i + 1 == len(taus)
+            if table is None or final or tau != stretch[0]:
+                stretch = self.stretch(reverse, time, float(tau), float(times[-1]), final)
                 table = Table(stretch, self.solver.stages(sde, stretch))
             *_, now = walk(sde, state.x, stretch, self.solver.start(sde, stretch), anew, table)
-            if i + 1 < len(taus):
+            if not final:
+                x0 = forward.unmean(now.x, stretch[-1])
                 alpha, sigma = alphas[i + 1], sigmas[i + 1]
-                x = alpha * self.turn(known, now.x, sigma / alpha, noise.fresh(x))
+                x = alpha * self.turn(known, x0, sigma / alpha, noise.fresh(x))
             else:
                 x = known.kept(now.x)
             state = State(s, x, state.calls + now.calls)
@@ -141,10 +144,17 @@ class SplitGibbs(SelfPaced):
         f = known.operator.filter
         return x + f(known.p - x, w) + f(rho * n, lambda s: (1 - w(s)).sqrt())
 
-    def stretch(self, reverse: ReverseSDE, time: TimeOfRatio, tau: float, last: float) -> Tensor:
-        """Times of the reverse SDE from tau: equal steps in (sigma / alpha)^(1/7), an infinite ratio cut."""
+    def stretch(self, reverse: ReverseSDE, time: TimeOfRatio, tau: float, last: float, final: bool) -> Tensor:
+        """Times of the reverse SDE from tau: equal steps in (sigma / alpha)^(1/7), an infinite ratio cut.
+
+        A turn ends at rho / 10: what noise is left is a hundredth of the variance that z gets.
+        """
         ends = torch.tensor([tau, last], dtype=torch.float64)
-        high, low = (ratio(time.sde, ends).clamp_max(CAP * reverse.model.data_scale()) ** (1 / 7)).unbind()
-        grid = time((high + torch.linspace(0, 1, self.steps + 1, dtype=torch.float64) * (low - high)) ** 7)
-        grid[0], grid[-1] = ends
-        return grid
+        high, low = ratio(time.sde, ends).clamp_max(CAP * reverse.model.data_scale()).tolist()
+        down = torch.linspace(high ** (1 / 7), max(low, high / 10) ** (1 / 7), self.steps + 1, dtype=torch.float64)
+        grid = time(down**7)
+        grid[0] = tau
+        if low >= high / 10:
+            grid[-1] = last
+            return grid
+        return torch.cat([grid, ends[1:]]) if final else grid
