@@ -24,6 +24,7 @@ from benchmarks import (
     quality,
     quality_model,
     quality_report,
+    restoration,
     stochastic,
     stochastic_report,
     training,
@@ -94,6 +95,13 @@ def qualities(out: Path, given: argparse.Namespace) -> str:
     return quality_report.report(books)
 
 
+def restored(out: Path, given: argparse.Namespace) -> str:
+    few = {"count": 3, "evaluations": 8, "shown": 3} if given.quick else {}
+    book = restoration.on_fashion_mnist(samples=2 if given.quick else 16, **few)
+    restoration.picture(book, out / "restoration.png")
+    return restoration.report(book)
+
+
 def kernels(out: Path, given: argparse.Namespace) -> str:
     return "\n".join(gpu.profile(item, given.quick) for item in given.only or ["unet"])
 
@@ -108,6 +116,7 @@ BENCHMARKS: dict[str, Callable[[Path, argparse.Namespace], str]] = {
     "gpu": images,
     "gpu-profile": kernels,
     "quality": qualities,
+    "restoration": restored,
 }
 ON_A_GPU = ("gpu", "gpu-profile", "quality")
 
