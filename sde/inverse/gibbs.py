@@ -46,7 +46,7 @@ class SplitGibbs(SelfPaced):
         observation: Linear; without noise z is projected on it, and so is the sample in the end.
         solver: Of the reverse SDE, any that takes noise. Default: `SASolver(2)`; `Heun` is closer where its steps are
             short, and explodes on `EDM` where they are not.
-        steps: Its steps in each turn, from rho down to rho / 10; the last turn makes one more, to the last time.
+        steps: Its steps in each turn, down to a tenth of the next rho; the last turn makes one more, to the last time.
         rho: Least coupling, in units of the data. Default: the observation's noise over the operator's norm, the most
             that is exact; a grid that ends above it ends there.
         exact: Whether y is given the noise that rho leaves of it; False as published.
@@ -117,10 +117,11 @@ class SplitGibbs(SelfPaced):
         alphas, sigmas = (torch.as_tensor(c).tolist() for c in forward.levels(taus))
         state, stretch, table = State(float(times[0]), x, 0), times[:0], None
         yield state
-        for i, (tau, s) in enumerate(zip(taus, times[1:].tolist(), strict=True)):
+        for i, s in enumerate(times[1:].tolist()):
             final = i + 1 == len(taus)
-            if table is None or final or tau != stretch[0]:
-                stretch = self.stretch(reverse, time, float(tau), float(times[-1]), final)
+            ahead = taus[min(i + 1, len(taus) - 1)]
+            if table is None or final or not taus[i - 1] == taus[i] == ahead:
+                stretch = self.stretch(reverse, time, taus[i], ahead, times[-1], final)
                 table = Table(stretch, self.solver.stages(sde, stretch))
             *_, now = walk(sde, state.x, stretch, self.solver.start(sde, stretch), anew, table)
             if not final:
@@ -144,17 +145,19 @@ class SplitGibbs(SelfPaced):
         f = known.operator.filter
         return x + f(known.p - x, w) + f(rho * n, lambda s: (1 - w(s)).sqrt())
 
-    def stretch(self, reverse: ReverseSDE, time: TimeOfRatio, tau: float, last: float, final: bool) -> Tensor:
+    def stretch(
+        self, reverse: ReverseSDE, time: TimeOfRatio, tau: Tensor, ahead: Tensor, last: Tensor, final: bool
+    ) -> Tensor:
         """Times of the reverse SDE from tau: equal steps in (sigma / alpha)^(1/7), an infinite ratio cut.
 
-        A turn ends at rho / 10: what noise is left is a hundredth of the variance that z gets.
+        A turn ends at a tenth of the rho ahead: what noise is left is a hundredth of the variance that z gets.
         """
-        ends = torch.tensor([tau, last], dtype=torch.float64)
-        high, low = ratio(time.sde, ends).clamp_max(CAP * reverse.model.data_scale()).tolist()
-        down = torch.linspace(high ** (1 / 7), max(low, high / 10) ** (1 / 7), self.steps + 1, dtype=torch.float64)
+        levels = ratio(time.sde, torch.stack([tau, ahead, last])).clamp_max(CAP * reverse.model.data_scale())
+        high, near, low = levels.tolist()
+        down = torch.linspace(high ** (1 / 7), max(low, near / 10) ** (1 / 7), self.steps + 1, dtype=torch.float64)
         grid = time(down**7)
         grid[0] = tau
-        if low >= high / 10:
+        if low >= near / 10:
             grid[-1] = last
             return grid
-        return torch.cat([grid, ends[1:]]) if final else grid
+        return torch.cat([grid, last[None]]) if final else grid
