@@ -249,7 +249,7 @@ def ours() -> list[Rule]:
         ("RePaint", "jump 1, 3 times", lambda o: inverse.RePaint(sde.Ancestral(), o, 1, 3), 3),
         ("RePaint", "jump 10, 10 times", lambda o: inverse.RePaint(sde.Ancestral(), o), 10),
         ("DDRM", "", inverse.DDRM, 1),
-        *(("split Gibbs", f"Heun, {k} steps", lambda o, k=k: inverse.SplitGibbs(o, steps=k), 2 * k) for k in (4,)),
+        *(("split Gibbs", f"{k} steps a turn", lambda o, k=k: inverse.SplitGibbs(o, steps=k), k) for k in (4, 10)),
     ]
     found += [rule for each in steppers for rule in stepped(*each)]
     for words in ("", ", uniform"):

@@ -143,10 +143,10 @@ def report(result: Result) -> str:
         f"of the data's scale, a root mean square over four observations with {result.samples} samples each in two "
         f"dimensions and {result.samples // 2} in sixteen; VP, an exact denoiser. The floor is the distance of as many "
         "exact draws; what lies within three standard deviations of it is a tie, and so are two distances that differ "
-        "by less than that, or by less than a tenth, as they do with the seed. An evaluation is one pass of one particle "
-        "through the denoiser, forward or backward (a backward pass costs as much where only the input asks for a "
-        "gradient). Every method runs with the solvers, grids and settings listed at the end, on both sides, and is "
-        "shown at its best; with the most evaluations only "
+        "by less than that, or by less than a tenth, as they do with the seed. An evaluation is one pass of one "
+        "particle through the denoiser, forward or backward (a backward pass costs as much where only the input asks "
+        "for a gradient). Every method runs with the solvers, grids and settings listed at the end, on both sides, and "
+        "is shown at its best; with the most evaluations only "
         "the best setting of the budget before runs.",
         "![Sliced W2 by method](posterior.png)",
         "## The best of each side",
