@@ -19,6 +19,7 @@ sde: generative models by stochastic differential equations
   sde demo images                             digits and clothes by networks that come with the package
   sde train  RECIPE [key=value ...]           sde train moons steps=500 sde=EDM model.width=64
   sde sample CHECKPOINT [key=value ...]       sde sample out/train/moons/model.safetensors n=1000 solver=DDIM steps=50
+  sde restore TASK IMAGE [key=value ...]      inpaint, denoise, super-resolve, colorize or deblur an image
   sde plot   FILE [key=value ...]             sde plot out/train/moons/model.safetensors what=score
   sde list   [KIND]                           SDEs, solvers, data sets, networks, recipes and what they can be told
 
@@ -32,6 +33,7 @@ COMMANDS = {
     "demo": ("demo", "demo"),
     "train": ("train", "train"),
     "sample": ("sample", "sample"),
+    "restore": ("restore", "restore"),
     "plot": ("plot", "plot"),
     "list": ("listing", "listing"),
 }

@@ -24,7 +24,12 @@ from sde.cli.names import TABLES
 KIND = {"sde": "SDE", "data": "data set", "net": "network", "grid": "time grid", "times": "distribution of times"}
 """What a message calls a kind of thing, where that is not its name."""
 
-OURS = {"data": {"generator", "bytes"}, "net": {"dim", "classes"}, "grid": {"sde", "steps", "scale"}}
+OURS = {
+    "data": {"generator", "bytes"},
+    "net": {"dim", "classes"},
+    "grid": {"sde", "steps", "scale"},
+    "method": {"model", "observation"},
+}
 """Arguments that the program itself gives."""
 
 FIELD = {"net": "model"}

@@ -123,6 +123,62 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Restore:
+    """Restore a damaged image, several times: answers, their mean and standard deviation, beside what was seen."""
+
+    model: str = "fashion-mnist"
+    """Network that comes with the package, or a checkpoint."""
+    data: MaybeNamed = None
+    """Data set to take a clean image from, in place of a file."""
+    index: int = 0
+    """Which of its images."""
+    degrade: bool = False
+    """The image is clean: damage it first, and show the truth beside the answers."""
+    noise: float | None = None
+    """Standard deviation of the image's noise, in grey levels from -1 to 1: none without it; denoise estimates it."""
+    box: str | None = None
+    """inpaint: top,left,height,width of what is hidden, in pixels; the middle without any key."""
+    hidden: str | None = None
+    """inpaint: the half that is hidden: top, bottom, left, right."""
+    share: float | None = None
+    """inpaint: share of the pixels that are seen, here and there."""
+    mask: Path | None = None
+    """inpaint: picture that is white where the image is to be filled in."""
+    factor: int = 4
+    """super-resolve: how many times smaller the image is."""
+    pool: bool = False
+    """super-resolve: pixels are means of blocks, and not bicubic."""
+    width: float = 1.5
+    """deblur: standard deviation of a Gaussian blur, in pixels."""
+    length: float | None = None
+    """deblur: length of a motion blur in pixels, in place of the Gaussian."""
+    angle: float = 0.0
+    """deblur: of the motion, in degrees anticlockwise from the rows."""
+    method: MaybeNamed = None
+    """Method of sde.inverse, its arguments as method.iterations=5; MMPS without one, the reverse SDE for denoise."""
+    n: int = 8
+    """Answers."""
+    steps: int = 50
+    """Solver steps."""
+    solver: MaybeNamed = None
+    """Solver under the method."""
+    eta: float | None = None
+    """Noise of the reverse SDE; the solver's own without one."""
+    label: int | None = None
+    """Class of the image, where it is known and the network knows classes."""
+    resize: bool = False
+    """Bring an image of another size, or in colour, to what the model takes."""
+    seed: int = 0
+    """Of the damage and of the answers: each has a generator of its own, of this seed and its number."""
+    batch: int = 64
+    """Answers drawn at a time; what an answer is does not depend on it."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1, mps."""
+    out: Path | None = None
+    """Folder; out/restore/IMAGE-TASK without one."""
+
+
+@dataclass(frozen=True)
 class Plot:
     """Draw a trained model (its score field, paths, history, a film), or a file of samples."""
 

@@ -20,6 +20,7 @@ TITLES = {
     "times": "distributions of training times",
     "coupling": "couplings of noise and data",
     "grid": "time grids",
+    "method": "methods of `sde restore`",
     "recipe": "recipes, for `sde train`",
     "pretrained": "trained networks, for `sde sample` and `sde plot`",
 }

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import sde
-from sde import data, nets, train
+from sde import data, inverse, nets, train
 from sde.solvers import grids
 
 Table = dict[str, Callable[..., Any]]
@@ -103,6 +103,22 @@ GRIDS: Table = {
     "quadratic": grids.quadratic,
 }
 
+METHODS: Table = {
+    "MMPS": inverse.MMPS,
+    "TMPD": inverse.TMPD,
+    "PiGDM": inverse.PiGDM,
+    "DPS": inverse.DPS,
+    "DDNM": inverse.DDNM,
+    "DiffPIR": inverse.DiffPIR,
+    "DDRM": inverse.DDRM,
+    "Replacement": inverse.Replacement,
+    "RePaint": inverse.RePaint,
+    "PiGDMSolver": inverse.PiGDMSolver,
+    "DPSSolver": inverse.DPSSolver,
+    "MCG": inverse.MCG,
+    "SplitGibbs": inverse.SplitGibbs,
+}
+
 TABLES: dict[str, Table] = {
     "sde": SDES,
     "solver": SOLVERS,
@@ -112,5 +128,6 @@ TABLES: dict[str, Table] = {
     "times": TIMES,
     "coupling": COUPLINGS,
     "grid": GRIDS,
+    "method": METHODS,
 }
 """Kind of thing to its table; what an error calls the kind."""

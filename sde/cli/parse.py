@@ -24,6 +24,7 @@ RECIPES = Path(__file__).parent / "recipes"
 USAGE = {
     "train": "[RECIPE] [key=value ...]",
     "sample": "CHECKPOINT [key=value ...]",
+    "restore": "TASK IMAGE [key=value ...]",
     "plot": "FILE [key=value ...]",
     "demo": "[images] [key=value ...]",
 }
