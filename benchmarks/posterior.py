@@ -349,7 +349,7 @@ def race(name: str, budgets: Sequence[int], samples: int, only: Sequence[str] = 
 
 
 def measure(
-    problems: Sequence[str] = PROBLEMS, budgets: Sequence[int] = BUDGETS, samples: int = 800, jobs: int = 1,
+    problems: Sequence[str] = PROBLEMS, budgets: Sequence[int] = BUDGETS, samples: int = 500, jobs: int = 1,
     only: Sequence[str] = (),
 ) -> Result:  # fmt: skip
     """The race on every problem, `jobs` at once; in 16 dimensions with half as many samples of each posterior."""
