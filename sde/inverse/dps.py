@@ -55,7 +55,7 @@ class DPS(Guided):
             with a coupling.
 
     References:
-        Chung, Kim, Mccann, Klasky & Ye (2022), 2209.14687, eq. 16.
+        Chung, Kim, Mccann, Klasky & Ye (2022), 2209.14687.
 
     Example:
         >>> import torch, sde
@@ -138,7 +138,7 @@ class MCG(DPSSolver):
         ValueError: If the operator is not linear; else as `DPSSolver`.
 
     References:
-        Chung, Sim, Ryu & Ye (2022), 2206.00941, eq. 14 and 15.
+        Chung, Sim, Ryu & Ye (2022), 2206.00941, algorithm 1.
 
     Example:
         >>> import torch, sde

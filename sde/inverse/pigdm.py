@@ -31,7 +31,7 @@ class PiGDM(Guided):
         ValueError: If the operator is not linear, or the model was trained with a coupling.
 
     References:
-        Song, Vahdat, Mardani & Kautz (2023), ICLR, eq. 7 to 9, https://openreview.net/forum?id=9_gsMA8MRKQ
+        Song, Vahdat, Mardani & Kautz (2023), ICLR, https://openreview.net/forum?id=9_gsMA8MRKQ
 
     Example:
         >>> import torch, sde

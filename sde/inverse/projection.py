@@ -65,7 +65,7 @@ class DDNM(_Projected):
         ValueError: If the operator is not linear, or the model was trained with a coupling.
 
     References:
-        Wang, Yu & Zhang (2022), 2212.00490, eq. 13 and algorithm 1; for noise eq. 17 and 19.
+        Wang, Yu & Zhang (2022), 2212.00490, algorithm 1; DDNM+ for noise.
 
     Example:
         >>> import torch, sde

@@ -50,7 +50,8 @@ class MMPS(Guided):
         ValueError: If the operator is not linear, iterations is below 1, or the model was trained with a coupling.
 
     References:
-        Rozet, Andry, Lanusse & Louppe (2024), 2405.13712, section 4.2; Boys et al. (2023), 2310.06721, eq. 9.
+        Rozet, Andry, Lanusse & Louppe (2024), 2405.13712; Boys et al. (2023), 2310.06721, for the
+        covariance.
 
     Example:
         >>> import torch, sde
@@ -98,7 +99,7 @@ class TMPD(Guided):
             coupling.
 
     References:
-        Boys, Girolami, Pidstrigach, Reich, Mosca & Akyildiz (2023), 2310.06721, eq. 9 and section 3.3.
+        Boys, Girolami, Pidstrigach, Reich, Mosca & Akyildiz (2023), 2310.06721.
 
     Example:
         >>> import torch, sde
