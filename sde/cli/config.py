@@ -155,13 +155,13 @@ class Restore:
     angle: float = 0.0
     """deblur: of the motion, in degrees anticlockwise from the rows."""
     method: MaybeNamed = None
-    """Method of sde.inverse, its arguments as method.iterations=5; MMPS without one, the reverse SDE for denoise."""
+    """Method of sde.inverse, its arguments as method.iterations=5; DDRM without one, the reverse SDE for denoise."""
     n: int = 8
     """Answers."""
     steps: int = 50
     """Solver steps."""
     solver: MaybeNamed = None
-    """Solver under the method."""
+    """Solver under the method; Ancestral without one, or the method's own."""
     eta: float | None = None
     """Noise of the reverse SDE; the solver's own without one."""
     label: int | None = None

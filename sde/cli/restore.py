@@ -172,14 +172,13 @@ def draw(model: sde.Model, task: str, seen: inverse.Observation, config: Restore
     if task == "denoise" and config.method is None:
         y, n = seen.y, len(rng)
         return inverse.posterior_samples(model, y, seen.noise, n, config.steps, solver, generator=rng)[:, 0]
-    choice = config.method or Choice("MMPS")
+    choice = config.method or Choice("DDRM")
     ours: dict[str, Any] = {"model": model, "observation": seen}
-    if choice.name in ("Replacement", "RePaint"):
+    if solver or choice.name in ("Replacement", "RePaint"):
         ours["solver"] = solver or sde.Ancestral()
-    elif solver:
-        ours["solver"] = solver
     method = make("method", choice, **ours)
-    guided, by = (method, solver) if isinstance(method, sde.Model) else (model, method)
+    # Fresh noise in every step mends what a method's step got wrong; without it errors add up to the end.
+    guided, by = (method, solver or sde.Ancestral()) if isinstance(method, sde.Model) else (model, method)
     event = seen.operator.event
     x = model.prior(torch.empty(len(rng), *event, device=model.placement()[0]), rng)
     return sde.sample(guided, x=x, steps=config.steps, solver=by, eta=config.eta, generator=rng)
