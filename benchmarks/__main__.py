@@ -97,7 +97,7 @@ def qualities(out: Path, given: argparse.Namespace) -> str:
 
 def restored(out: Path, given: argparse.Namespace) -> str:
     few = {"count": 3, "evaluations": 8, "shown": 3} if given.quick else {}
-    book = restoration.on_fashion_mnist(samples=2 if given.quick else 16, **few)
+    book = restoration.on_fashion_mnist(samples=2 if given.quick else 8, **few)
     restoration.picture(book, out / "restoration.png")
     return restoration.report(book)
 

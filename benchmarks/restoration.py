@@ -106,8 +106,8 @@ def measure(
     model: Any,
     images: Tensor,
     data: str,
-    count: int = 32,
-    evaluations: int = 40,
+    count: int = 16,
+    evaluations: int = 30,
     tasks: tuple[str, ...] | None = None,
     methods: tuple[str, ...] | None = None,
     shown: int = 6,
@@ -158,7 +158,7 @@ def measure(
     return book
 
 
-def spread(model: Any, images: Tensor, book: Book, samples: int = 16, shown: int = 6) -> None:
+def spread(model: Any, images: Tensor, book: Book, samples: int = 8, shown: int = 6) -> None:
     """Posterior mean and standard deviation by MMPS for the picture."""
     event = images.shape[1:]
     for task, drawn in book.pictures.items():
@@ -170,7 +170,7 @@ def spread(model: Any, images: Tensor, book: Book, samples: int = 16, shown: int
         drawn["mean (MMPS)"], drawn["deviation (MMPS)"] = x.mean(0), 2 * x.std(0).clamp(max=1) - 1
 
 
-def on_fashion_mnist(samples: int = 16, shown: int = 6, **how: Any) -> Book:
+def on_fashion_mnist(samples: int = 8, shown: int = 6, **how: Any) -> Book:
     """The shipped network on the test images."""
     model = sde.pretrained("fashion-mnist").requires_grad_(False)
     images = sde.data.fashion_mnist(train=False).x
