@@ -228,3 +228,14 @@ def test_what_does_not_fit_is_refused() -> None:
     up = torch.linspace(0.1, 1, 4).double()
     with pytest.raises(ValueError, match="down in time"):
         sde.trajectory(reverse(sde.VP(), 0.0), torch.zeros(2, 3), up, inverse.Replacement(sde.DDIM(), pixels()))
+
+
+def test_the_first_state_is_joined_too() -> None:
+    forward, model = sde.VP(), sde.ExactScore(GAUSS, sde.VP())
+    x, times = torch.randn(4, 3, generator=gens(0)[0]).double(), torch.tensor([0.5, 0.3]).double()
+    z = torch.randn(4, 3, generator=gens(1)[0]).double()
+    alpha, sigma = (float(c) for c in forward.levels(0.5))
+    joined = torch.where(SEEN, alpha * PIXELS + sigma * z, x)
+    plain = sde.sample(model, x=joined, times=times, solver=sde.DDIM())
+    ours = sde.sample(model, x=x, times=times, solver=inverse.Replacement(sde.DDIM(), pixels()), generator=gens(1)[0])
+    torch.testing.assert_close(ours[:, ~SEEN], plain[:, ~SEEN])
