@@ -26,11 +26,7 @@ __all__ = [
     "Mask", "Identity", "AveragePool", "Grey", "Bicubic", "Blur", "Matrix", "Function", "compose", "Separable", "Tight",
     "Observation", "observe", "exact_posterior",
     "DPS", "DPSSolver", "MCG", "PiGDM", "PiGDMSolver", "MMPS", "TMPD", "DDNM", "DiffPIR",
-    "Replacement",
-    "RePaint",
+    "Replacement", "RePaint", "DDRM", "SplitGibbs", "TDS", "Particles",
     "denoise", "posterior_samples", "estimate_noise", "noise_range", "time_of_noise", "times_below",
-    "DDRM",
-    "SplitGibbs",
-    "TDS", "Particles",
     "sdedit", "encode", "decode", "slerp", "interpolate", "time_of_strength",
 ]  # fmt: skip
