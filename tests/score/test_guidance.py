@@ -249,6 +249,8 @@ def test_labels_given_in_the_call_and_given_before() -> None:
     assert torch.equal(sde.CFG(model, model, 3.0)(x, 0.4, label=label).x0, expected)
     nested = sde.CFG(model.given(label=label.flip(0)).given(label=label), model, 3.0)
     assert torch.equal(nested(x, 0.4).x0, expected)
+    other = sde.CFG.of(model, 3.0, label=label.flip(0))  # as with `given`, what is said last counts
+    assert torch.equal(other(x, 0.4, label=label).x0, expected)
     with pytest.raises(ValueError, match="a condition is missing: pass label="):
         sde.CFG.of(model, 3.0)
 
