@@ -22,22 +22,21 @@ def kind(request: pytest.FixtureRequest) -> str:
 # SDEdit.
 
 
-@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("eta", [0.0, 1.0, None])
 @pytest.mark.parametrize("noise", [0.3, 1.0])
-def test_law_on_a_gaussian(kind: str, eta: float, noise: float, generator: torch.Generator) -> None:
-    n, x = 20_000, 2.0
+def test_law_on_a_gaussian(kind: str, eta: float | None, noise: float, generator: torch.Generator) -> None:
+    """The reverse SDE where no eta is given."""
+    if kind == "CLD" and eta == 0:
+        pytest.skip("the flow begins at a velocity drawn at random: noise of its own to x0")
+    n, x = 8_000, 2.0
     model = sde.ExactScore(sde.Gaussian([M], V), SDES[kind]())
     start = torch.full((n, 1), x, dtype=torch.float64)
-    steps = 200 if kind == "CLD" else 48
+    steps = 100 if kind == "CLD" else 48
     made = sdedit(model, start, noise=noise, eta=eta, steps=steps, generator=generator)
     r2 = V + noise**2  # in units of alpha
-    # A matrix SDE's flow begins at a velocity drawn at random, too: it is noise of its own to x0.
-    if kind == "CLD" and eta == 0:
-        assert made.shape == (n, 1)
-        return
     keep, variance = (math.sqrt(V / r2), V * noise**2 / r2) if eta == 0 else (V / r2, V * (1 - V**2 / r2**2))
     assert abs(float(made.mean()) - (M + keep * (x - M))) < 5 * math.sqrt(variance / n) + 0.004
-    assert float(made.var()) == pytest.approx(variance, rel=0.06)
+    assert float(made.var()) == pytest.approx(variance, rel=0.08)
 
 
 def test_strength_0_is_the_input_and_1_is_a_new_sample(generator: torch.Generator) -> None:
