@@ -222,7 +222,7 @@ def picture(book: Book, path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(
-        1, len(book.pictures), figsize=(4.2 * len(book.pictures), 8.2), layout="constrained", squeeze=False
+        1, len(book.pictures), figsize=(4.2 * len(book.pictures), 7.0), layout="constrained", squeeze=False
     )
     for ax, (task, drawn) in zip(axes[0], book.pictures.items(), strict=True):
         shown = next(iter(drawn.values()))
