@@ -137,7 +137,10 @@ def measure(
         seen = inverse.observe(operator, truth, NOISE, torch.Generator().manual_seed(1))
         twice = inverse.Observation(operator, seen.y.repeat(2, 1, 1, 1), NOISE).to(device)
         plain = operator.pinv(seen.y)
-        drawn = book.pictures[task] = {"truth": truth[:shown], "observed, A⁺ y": plain[:shown]}
+        drawn = book.pictures[task] = {
+            "truth": truth[:shown],
+            "observed": (seen.y if task == "deblurring" else plain)[:shown],
+        }
         book.rows.append(Row(task, "A⁺ y", psnr(plain, truth), psnr(plain, truth), far(plain), _misfit(seen, plain)))
         for name in methods or tuple(METHODS):
             counter, began = Counter(model), time.monotonic()
