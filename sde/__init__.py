@@ -41,14 +41,21 @@ from sde.forward import (
 from sde.random import BrownianPath, Noise, WhiteNoise
 from sde.score import (
     CFG,
+    Autoguidance,
+    BayesClassifier,
+    Blend,
+    Classifier,
+    ClassifierGuidance,
     Empirical,
     ExactScore,
     Gaussian,
     Mixture,
     Model,
+    Product,
     Reschedule,
     ScoreModel,
     Target,
+    Temperature,
     Wrapper,
 )
 from sde.solvers import (
@@ -115,7 +122,9 @@ __all__ = [
     "VP", "SubVP", "VE", "EDM", "Cosine", "Flow", "OrnsteinUhlenbeck", "Tabulated", "FromCoefficients",
     "CLD", "ThirdOrderLangevin", "BrownianMotion", "GeometricBrownianMotion", "DoubleWell",
     # score models
-    "Model", "ScoreModel", "Wrapper", "ExactScore", "Target", "Gaussian", "Mixture", "Empirical", "Reschedule", "CFG",
+    "Model", "ScoreModel", "Wrapper", "ExactScore", "Target", "Gaussian", "Mixture", "Empirical", "Reschedule",
+    # guidance
+    "CFG", "Autoguidance", "ClassifierGuidance", "Classifier", "BayesClassifier", "Product", "Blend", "Temperature",
     # solvers
     "Solver", "SelfPaced", "ReverseSDE", "trajectory", "integrate", "record", "sample", "State", "Trajectory", "grids",
     "fitted_times",

@@ -50,7 +50,7 @@ class Classifier(nn.Module):
     Example:
         >>> import torch, sde
         >>> net = sde.nets.MLPClassifier(dim=2, classes=3, width=16)
-        >>> sde.score.Classifier(net, sde.CLD())(torch.zeros(4, 2, 2), 0.5).shape  # two channels of a matrix SDE
+        >>> sde.Classifier(net, sde.CLD())(torch.zeros(4, 2, 2), 0.5).shape  # two channels of a matrix SDE
         torch.Size([4, 3])
     """
 
@@ -109,7 +109,7 @@ class BayesClassifier(nn.Module):
     Example:
         >>> import torch, sde
         >>> classes = [sde.ExactScore(sde.Gaussian([m], 0.1), sde.VP()) for m in (-1.0, 1.0)]
-        >>> bayes = sde.score.BayesClassifier(classes, weights=[0.9, 0.1])
+        >>> bayes = sde.BayesClassifier(classes, weights=[0.9, 0.1])
         >>> bayes(torch.zeros(1, 1), 1.0).softmax(1)  # in noise, all that is known is how frequent they are
         tensor([[0.9000, 0.1000]])
     """
@@ -190,7 +190,7 @@ class ClassifierGuidance(Guidance):
         >>> import torch, sde
         >>> classes = [sde.ExactScore(sde.Gaussian([m], 0.1), sde.VP()) for m in (-1.0, 1.0)]
         >>> both = sde.ExactScore(sde.Mixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1]), sde.VP())
-        >>> guided = sde.score.ClassifierGuidance(both, sde.score.BayesClassifier(classes), label=1)
+        >>> guided = sde.ClassifierGuidance(both, sde.BayesClassifier(classes), label=1)
         >>> x = torch.randn(5, 1)
         >>> torch.allclose(guided(x, 0.5).score, classes[1](x, 0.5).score, atol=1e-5)
         True

@@ -85,7 +85,7 @@ class Product(Composed):
         >>> import torch, sde
         >>> vp = sde.VP()
         >>> left, right = (sde.ExactScore(sde.Gaussian([m], 1.0), vp) for m in (-1.0, 2.0))
-        >>> between = sde.score.Product([left, right])  # the geometric mean, N(.5, 1)
+        >>> between = sde.Product([left, right])  # the geometric mean, N(.5, 1)
         >>> torch.allclose(
         ...     between(torch.zeros(1, 1), 0.2).x0,
         ...     sde.ExactScore(sde.Gaussian([0.5], 1.0), vp)(torch.zeros(1, 1), 0.2).x0,
@@ -142,7 +142,7 @@ class Blend(Composed):
         >>> import torch, sde
         >>> vp = sde.VP()
         >>> left, right = (sde.ExactScore(sde.Gaussian([m], 0.1), vp) for m in (-1.0, 1.0))
-        >>> either = sde.score.Blend([left, right], weights=[0.2, 0.8])
+        >>> either = sde.Blend([left, right], weights=[0.2, 0.8])
         >>> x = sde.sample(either, (1000, 1), generator=torch.Generator().manual_seed(0))
         >>> round((x > 0).double().mean().item(), 1)
         0.8

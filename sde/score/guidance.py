@@ -185,9 +185,7 @@ class Autoguidance(CFG):
     Example:
         >>> import torch, sde
         >>> good, weak = (sde.ExactScore(sde.Gaussian([0.0], c), sde.VP()) for c in (0.25, 0.5))  # the weak one is wide
-        >>> x = sde.sample(
-        ...     sde.score.Autoguidance(good, weak, 1.5), (1000, 1), generator=torch.Generator().manual_seed(0)
-        ... )
+        >>> x = sde.sample(sde.Autoguidance(good, weak, 1.5), (1000, 1), generator=torch.Generator().manual_seed(0))
         >>> x.std().item() < 0.5
         True
     """

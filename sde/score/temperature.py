@@ -52,7 +52,7 @@ class Temperature(Wrapper):
     Example:
         >>> import torch, sde
         >>> vp, cov = sde.VP(), [[1.0, 0.6], [0.6, 0.5]]
-        >>> cold = sde.score.Temperature(sde.ExactScore(sde.Gaussian([1.0, 0.0], cov), vp), 0.25)
+        >>> cold = sde.Temperature(sde.ExactScore(sde.Gaussian([1.0, 0.0], cov), vp), 0.25)
         >>> wanted = sde.ExactScore(sde.Gaussian([1.0, 0.0], 0.25 * torch.tensor(cov)), vp)
         >>> x = torch.randn(5, 2)
         >>> torch.allclose(cold(x, 0.5).x0, wanted(x, 0.5).x0, atol=1e-5)

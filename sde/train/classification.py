@@ -61,7 +61,7 @@ def classify(
     r"""Train a classifier on noised data; leaves the averaged weights in it, in eval mode.
 
     Args:
-        classifier: `sde.score.Classifier`; make it with the data's mean and scale, and the SDE of the model to guide.
+        classifier: `sde.Classifier`; make it with the data's mean and scale, and the SDE of the model to guide.
         data: (N, \*D), floating; or uint8 (N, C, H, W), bytes of images, which are brought to [-1, 1].
         label: Class of each datum, (N,) whole numbers from 0.
         steps: Optimizer steps in all.
@@ -91,7 +91,7 @@ def classify(
         >>> import torch, sde
         >>> x = torch.cat([torch.randn(100, 2) - 1, torch.randn(100, 2) + 1])
         >>> net = sde.nets.MLPClassifier(dim=2, classes=2, width=16)
-        >>> classifier = sde.score.Classifier(net, sde.VP(), scale=float(x.std()))
+        >>> classifier = sde.Classifier(net, sde.VP(), scale=float(x.std()))
         >>> label = torch.arange(2).repeat_interleave(100)
         >>> sde.train.classify(classifier, x, label, steps=20, every=10, progress=False).step
         [10, 20]

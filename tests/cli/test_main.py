@@ -1,5 +1,6 @@
 """The command line as a whole: help, version, list, and what is no command."""
 
+import shutil
 import subprocess
 import sys
 
@@ -106,3 +107,10 @@ def test_one_thread_unless_the_environment_says(cli, monkeypatch):
         assert (seen, torch.get_num_threads()) == ([1, 2], 2)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(shutil.which("sh") is None, reason="needs a shell with pipes")
+def test_a_reader_who_leaves_early_is_no_error():
+    command = f"{sys.executable} -m sde list | true"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert done.stderr == ""

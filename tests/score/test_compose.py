@@ -148,7 +148,7 @@ def test_a_blend_of_models_without_densities() -> None:
     models = gaussians(vp)
     closed = [Undisclosed(m) for m in models]
     x = states(vp, 0.3)
-    bayes = sde.score.BayesClassifier(models, [0.2, 0.5, 0.3])
+    bayes = sde.BayesClassifier(models, [0.2, 0.5, 0.3])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         judged = Blend(closed, judge=bayes)

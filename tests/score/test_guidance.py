@@ -347,11 +347,11 @@ def test_autoguidance_is_the_same_line() -> None:
     vp = sde.VP()
     good, weak = sde.ExactScore(sde.Gaussian([1.0], 0.1), vp), sde.ExactScore(sde.Gaussian([0.8], 0.3), vp)
     x = torch.randn(5, 1)
-    guided = sde.score.Autoguidance(good, weak, 2.0, interval=(0.1, 1.0))
+    guided = sde.Autoguidance(good, weak, 2.0, interval=(0.1, 1.0))
     assert torch.equal(guided(x, 0.2).x0, sde.CFG(good, weak, 2.0)(x, 0.2).x0)
     assert torch.equal(guided(x, 0.9).x0, good(x, 0.9).x0)
     with pytest.raises(ValueError, match="model and weaker must share their SDE"):
-        sde.score.Autoguidance(good, sde.ExactScore(weak.target, sde.EDM()), 2.0)
+        sde.Autoguidance(good, sde.ExactScore(weak.target, sde.EDM()), 2.0)
 
 
 class Unstable(sde.Wrapper):
@@ -371,7 +371,7 @@ def test_a_run_that_explodes_names_the_guidance() -> None:
     with pytest.raises(ValueError, match=r"CFG\(scale=3, interval=\(0.1, 9.0\)\): use a scale below 3, or a narrower"):
         sde.sample(sde.CFG(Unstable(model), model, 3.0, interval=(0.1, 9.0)).given(), (2, 2), steps=4, progress=False)
     with pytest.raises(ValueError, match=r"under Product\(weights=\[4.0, -3.0\]\): use weights nearer to 0 than 4"):
-        sde.sample(sde.score.Product([Unstable(model), model], [4.0, -3.0]), (2, 2), steps=4, progress=False)
+        sde.sample(sde.Product([Unstable(model), model], [4.0, -3.0]), (2, 2), steps=4, progress=False)
 
 
 SOLVERS = {
@@ -410,12 +410,12 @@ def rules(forward: sde.ForwardSDE) -> dict[str, tuple[sde.Model, sde.Gaussian]]:
     """Every rule beside the Gaussian that it makes of others, at every t."""
     cov = torch.tensor([[0.3, 0.1], [0.1, 0.2]]).double()
     sides = [sde.ExactScore(sde.Gaussian([m, 0.0], cov), forward) for m in (-1.0, 1.0)]
-    both, bayes = sde.score.Blend(sides, [0.3, 0.7]), sde.score.BayesClassifier(sides, [0.3, 0.7])
+    both, bayes = sde.Blend(sides, [0.3, 0.7]), sde.BayesClassifier(sides, [0.3, 0.7])
     return {
         "CFG": (sde.CFG(sides[1], sides[0], 1.5), sde.Gaussian([2.0, 0.0], cov)),
-        "classifier": (sde.score.ClassifierGuidance(both, bayes, torch.ones(4, dtype=torch.int64)), sides[1].target),
-        "product": (sde.score.Product(sides, [0.25, 0.75]), sde.Gaussian([0.5, 0.0], cov)),
-        "temperature": (sde.score.Temperature(sides[1], 0.5), sde.Gaussian([1.0, 0.0], 0.5 * cov)),
+        "classifier": (sde.ClassifierGuidance(both, bayes, torch.ones(4, dtype=torch.int64)), sides[1].target),
+        "product": (sde.Product(sides, [0.25, 0.75]), sde.Gaussian([0.5, 0.0], cov)),
+        "temperature": (sde.Temperature(sides[1], 0.5), sde.Gaussian([1.0, 0.0], 0.5 * cov)),
     }
 
 
