@@ -1,7 +1,8 @@
 """Inverse problems: what x0 was, given y = A(x0) + noise, by a score model's knowledge of x0."""
 
+from sde.inverse.blind import estimate_noise
 from sde.inverse.ddrm import DDRM
-from sde.inverse.denoising import denoise, estimate_noise, noise_range, posterior_samples, time_of_noise, times_below
+from sde.inverse.denoising import denoise, noise_range, posterior_samples, time_of_noise, times_below
 from sde.inverse.dps import DPS, MCG, DPSSolver
 from sde.inverse.edit import decode, encode, interpolate, sdedit, slerp, time_of_strength
 from sde.inverse.exact import exact_posterior

@@ -58,7 +58,10 @@ def test_list_of_one_kind(cli, word):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["trian"], "sde: unknown command 'trian', did you mean train? There are: demo, train, sample, restore, plot, list"),
+        (
+            ["trian"],
+            "sde: unknown command 'trian', did you mean train? There are: demo, train, sample, restore, plot, list",
+        ),
         (["list", "solvr"], "sde: unknown kind 'solvr', did you mean solver?"),
         (["sample"], "sde: which checkpoint? There is none. `sde train moons` makes one"),
         (["sample", "no.safetensors"], "sde: unknown checkpoint 'no.safetensors'. There is none"),
