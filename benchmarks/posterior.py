@@ -245,6 +245,11 @@ def ours() -> list[Rule]:
         *(("DPS", f"zeta {z:g}", lambda o, z=z: inverse.DPSSolver(o, z), 2) for z in (0.3, 1.0)),
         *(("MCG", f"zeta {z:g}", lambda o, z=z: inverse.MCG(o, z), 2) for z in (0.3, 1.0)),
         ("PiGDM", "algorithm 1", inverse.PiGDMSolver, 2),
+        *(
+            ("DiffPIR", f"weight {w:g}, zeta {z:g}", lambda o, w=w, z=z: inverse.DiffPIRSolver(o, w, z), 1)
+            for w in (1.0, 7.0)
+            for z in (0.3, 1.0)
+        ),
         ("Replacement", "Ancestral", lambda o: inverse.Replacement(sde.Ancestral(), o), 1),
         ("RePaint", "jump 1, 3 times", lambda o: inverse.RePaint(sde.Ancestral(), o, 1, 3), 3),
         ("RePaint", "jump 10, 10 times", lambda o: inverse.RePaint(sde.Ancestral(), o), 10),

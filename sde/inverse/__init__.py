@@ -16,7 +16,7 @@ from sde.inverse.operators.matrix import Matrix
 from sde.inverse.operators.separable import Bicubic, Separable
 from sde.inverse.operators.tight import AveragePool, Grey, Tight
 from sde.inverse.pigdm import PiGDM, PiGDMSolver
-from sde.inverse.projection import DDNM, DiffPIR
+from sde.inverse.projection import DDNM, DiffPIR, DiffPIRSolver
 from sde.inverse.repaint import RePaint
 from sde.inverse.replacement import Replacement
 from sde.inverse.smc import TDS, Particles
@@ -26,7 +26,7 @@ __all__ = [
     "Operator", "LinearOperator",
     "Mask", "Identity", "AveragePool", "Grey", "Bicubic", "Blur", "Matrix", "Function", "compose", "Separable", "Tight",
     "Observation", "observe", "exact_posterior",
-    "DPS", "DPSSolver", "MCG", "PiGDM", "PiGDMSolver", "MMPS", "TMPD", "DDNM", "DiffPIR",
+    "DPS", "DPSSolver", "MCG", "PiGDM", "PiGDMSolver", "MMPS", "TMPD", "DDNM", "DiffPIR", "DiffPIRSolver",
     "Replacement", "RePaint", "DDRM", "SplitGibbs", "TDS", "Particles",
     "denoise", "posterior_samples", "estimate_noise", "noise_range", "time_of_noise", "times_below",
     "sdedit", "encode", "decode", "slerp", "interpolate", "time_of_strength",

@@ -19,10 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sde.forward import SDE
 from sde.inverse.guided import Guided, each, ratios
 from sde.inverse.observation import Observation
 from sde.inverse.operator import RANK
+from sde.random import Noise
 from sde.score import Model
+from sde.solvers import Solver
+from sde.solvers.solver import needs_model
 
 
 class _Projected(Guided):
@@ -86,7 +90,7 @@ class DiffPIR(_Projected):
     argmin_x |y - A x|^2 / (2 noise^2) + weight alpha^2 / (2 sigma^2) |x - x0|^2.
 
     For weight = 1 and noise it is E[x0 | x, y] as if Cov[x0 | x] were (sigma / alpha)^2 I. The paper draws a part zeta
-    of eps anew in each step, which is the solver's: `DDIM` with eta > 0, say.
+    of eps anew in each step, which is the solver's: `DiffPIRSolver`, or any with eta > 0.
 
     Args:
         model: Score model.
@@ -116,3 +120,58 @@ class DiffPIR(_Projected):
 
     def factor(self, s: Tensor, c: float) -> Tensor:  # noqa: D102
         return 1 / (s**2 + self.weight * c**2)
+
+
+class DiffPIRSolver(Solver):
+    r"""Plug-and-play restoration by the paper's algorithm: `DiffPIR`, and a part of the noise anew in each step.
+
+    x_s <- alpha_s x0 + sigma_s (sqrt(1 - zeta) eps + sqrt(zeta) z) with the endpoints of `DiffPIR` at x_t, one
+    evaluation. What is drawn anew does not shrink with the step, so that samples go with the number of steps: on the
+    law of the paper's own chain, and not on a posterior.
+
+    Args:
+        observation: Of a linear operator, with noise or without.
+        weight: Of the prior, lambda.
+        zeta: Part of the noise's variance that is drawn anew, in [0, 1].
+
+    Raises:
+        ValueError: If zeta is not in [0, 1]; from a run, as `DiffPIR`, or if times go up.
+
+    References:
+        Zhu, Zhang, Liang, Cao, Wen, Timofte & Van Gool (2023), 2305.08995, algorithm 1, lines 7 and 8.
+
+    Example:
+        >>> import torch, sde
+        >>> model = sde.ExactScore(sde.Gaussian([0.0, 0.0], [[1.0, 0.9], [0.9, 1.0]]), sde.VP())
+        >>> seen = sde.inverse.Observation(sde.inverse.Mask(torch.tensor([True, False])), torch.tensor([[1.0, 0.0]]))
+        >>> x = sde.sample(model, (4, 2), times=[1.0, 0.7, 0.4, 0.1, 0.0], solver=sde.inverse.DiffPIRSolver(seen))
+        >>> x[:, 0].tolist()
+        [1.0, 1.0, 1.0, 1.0]
+    """
+
+    order = 0.0
+    ends = True
+
+    def __init__(self, observation: Observation, weight: float = 1.0, zeta: float = 0.3) -> None:
+        if not 0 <= zeta <= 1:
+            raise ValueError(f"zeta must be in [0, 1], got {zeta}: .3 and 1 are the paper's")
+        self.observation, self.weight, self.zeta = observation, weight, float(zeta)
+        self.restored: DiffPIR | None = None
+
+    def check(self, sde: SDE) -> None:  # noqa: D102
+        DiffPIR(needs_model(self, sde).model, self.observation, self.weight)  # refuses what does not fit
+
+    def start(self, sde: SDE, times: Tensor) -> Solver:  # noqa: D102
+        if times[-1] > times[0]:
+            raise ValueError(
+                f"DiffPIRSolver goes down in time, got times up to {float(times[-1]):g}: use times.flip(0)"
+            )
+        fresh = DiffPIRSolver(self.observation, self.weight, self.zeta)
+        fresh.restored = DiffPIR(needs_model(self, sde).model, self.observation, self.weight)
+        return fresh
+
+    def step(self, sde: SDE, x: Tensor, t: float, s: float, noise: Noise) -> Tensor:  # noqa: D102
+        model = needs_model(self, sde).model
+        point = (self.restored or DiffPIR(model, self.observation, self.weight))(x, t)
+        eps = math.sqrt(1 - self.zeta) * point.eps + math.sqrt(self.zeta) * noise.normal(x, t, s)
+        return model.sde.mean(point.x0, s) + model.sde.color(eps, s)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 import sde
 from sde import inverse
+from sde.random import randn
 
 D, M = 3, 2
 TARGET = sde.Mixture(
@@ -269,3 +270,33 @@ def test_the_algorithm_of_pseudo_inverse_guidance(kind: type[sde.ScalarSDE]) -> 
     g = column(pull(forward, x, t) @ A.T, torch.linalg.solve(matrix, (Y - x0 @ A.T).T).T)
     got = inverse.PiGDMSolver(made()).step(reverse, x, t, s, noise())
     torch.testing.assert_close(got, plain + float(forward.levels(t)[0]) * g)
+
+
+def test_diffpir_draws_a_part_of_the_noise_anew() -> None:
+    vp, t, s = sde.VP(), 0.6, 0.4
+    model, observation = sde.ExactScore(TARGET, vp), made()
+    x, x0, c = truth(TARGET, vp, t)
+    alpha, sigma = (float(v) for v in vp.levels(s))
+    mean = alpha * diffpir(x0, c, tau2(vp, t), A)
+
+    def step(zeta: float) -> Tensor:
+        solver = inverse.DiffPIRSolver(observation, weight=7.0, zeta=zeta)
+        generator = torch.Generator().manual_seed(0)
+        return sde.integrate(sde.ReverseSDE(model), x, [t, s], solver, generator) - mean
+
+    kept, anew = step(0.0), step(1.0)
+    flow = sde.integrate(sde.ReverseSDE(inverse.DiffPIR(model, observation, weight=7.0)), x, [t, s], sde.DDIM())
+    torch.testing.assert_close(kept + mean, flow)
+    z = randn(x.shape, torch.Generator().manual_seed(0), dtype=x.dtype)
+    torch.testing.assert_close(anew, sigma * z)
+    torch.testing.assert_close(step(0.36), 0.8 * kept + 0.6 * anew)
+
+
+def test_diffpir_refuses() -> None:
+    with pytest.raises(ValueError, match=r"zeta must be in \[0, 1\], got 1.5"):
+        inverse.DiffPIRSolver(made(), zeta=1.5)
+    with pytest.raises(ValueError, match="weight must be positive and finite, got 0"):
+        sde.sample(sde.ExactScore(TARGET, sde.VP()), (2, D), solver=inverse.DiffPIRSolver(made(), weight=0.0))
+    solver, flow = inverse.DiffPIRSolver(made()), sde.ReverseSDE(sde.ExactScore(TARGET, sde.VP()))
+    with pytest.raises(ValueError, match="goes down in time"):
+        sde.integrate(flow, torch.zeros(len(Y), D).double(), [0.1, 0.5], solver)
