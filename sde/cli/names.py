@@ -113,6 +113,7 @@ METHODS: Table = {
     "DDRM": inverse.DDRM,
     "Replacement": inverse.Replacement,
     "RePaint": inverse.RePaint,
+    "DiffPIRSolver": inverse.DiffPIRSolver,
     "PiGDMSolver": inverse.PiGDMSolver,
     "DPSSolver": inverse.DPSSolver,
     "MCG": inverse.MCG,
