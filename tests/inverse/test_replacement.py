@@ -120,7 +120,9 @@ def test_denoising_is_exact(kind: str) -> None:
     torch.testing.assert_close(cov, law.cov, rtol=0, atol=5e-3)
 
 
-@pytest.mark.parametrize("solver", [sde.Ancestral(), sde.DDIM(), sde.Heun(), sde.EulerMaruyama(), sde.RK4()], ids=repr)
+@pytest.mark.parametrize(
+    "solver", [sde.Ancestral(), sde.DDIM(), sde.Heun(), sde.EulerMaruyama(), sde.RK4()], ids=lambda s: type(s).__name__
+)
 @pytest.mark.parametrize("kind", SDES)
 @pytest.mark.parametrize("fixed", [False, True])
 def test_observed_pixels_are_kept_to_the_bit(kind: str, solver: sde.Solver, fixed: bool) -> None:
