@@ -95,11 +95,14 @@ def qualities(out: Path, given: argparse.Namespace) -> str:
     return quality_report.report(books)
 
 
-def restored(out: Path, given: argparse.Namespace) -> str:
-    few = {"count": 3, "evaluations": 8, "shown": 3} if given.quick else {}
-    book = restoration.on_fashion_mnist(samples=2 if given.quick else 8, **few)
-    restoration.picture(book, out / "restoration.png")
-    return restoration.report(book)
+def restored(name: str, page: str) -> Callable[[Path, argparse.Namespace], str]:
+    def run(out: Path, given: argparse.Namespace) -> str:
+        few = {"count": 3, "evaluations": 8, "shown": 3, "samples": 2} if given.quick else {}
+        book = restoration.on(name, **few)
+        restoration.picture(book, out / f"{page}.png")
+        return restoration.report(book, f"{page}.png")
+
+    return run
 
 
 def kernels(out: Path, given: argparse.Namespace) -> str:
@@ -116,9 +119,10 @@ BENCHMARKS: dict[str, Callable[[Path, argparse.Namespace], str]] = {
     "gpu": images,
     "gpu-profile": kernels,
     "quality": qualities,
-    "restoration": restored,
+    "restoration": restored("fashion-mnist", "restoration"),
+    "restoration-cifar10": restored("cifar10", "restoration-cifar10"),
 }
-ON_A_GPU = ("gpu", "gpu-profile", "quality")
+ON_A_GPU = ("gpu", "gpu-profile", "quality", "restoration-cifar10")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -11,6 +11,7 @@ noise, blur.
 from __future__ import annotations
 
 import io
+import os
 import sys
 import zipfile
 from pathlib import Path
@@ -67,6 +68,14 @@ def cifar_resnet(path: str | Path) -> CifarResNet:
     net = CifarResNet(len({name.split(".")[1] for name in state if name.startswith("layer1.")}))
     net.load_state_dict(state)
     return net.eval().requires_grad_(False)
+
+
+def resnet56() -> CifarResNet:
+    """ResNet-56 out of the folder that SDE_DATA names."""
+    file = Path(os.environ.get("SDE_DATA", "")).expanduser() / "cifar10_resnets/resnet56-4bfd9763.th"
+    if not file.is_file():
+        raise FileNotFoundError(f"no {file}: set SDE_DATA to a folder that has it (see benchmarks/features.py)")
+    return cifar_resnet(file)
 
 
 def cifar_zip(path: str | Path, count: int | None = None) -> tuple[Tensor, Tensor]:

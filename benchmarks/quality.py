@@ -28,12 +28,11 @@ from torch import Tensor, nn
 
 import sde
 from benchmarks import gpu_nets
-from benchmarks.features import CifarResNet, cifar_resnet
+from benchmarks.features import CifarResNet, resnet56
 from benchmarks.quality_train import Plan, snapshot, train, wait
 from sde.metrics import Moments, features, frechet_distance, moments
 
 NETWORKS = ("unet", "diffusers-unet")
-FEATURES = "cifar10_resnets/resnet56-4bfd9763.th"
 SIGMAS = (0.1, 0.5, 2.0)
 GUESS = {"frechet": 20.0, "bits": 40.0, "denoising": 10.0}
 """Seconds that a result takes, until one of its kind is known."""
@@ -92,11 +91,8 @@ def data(plan: Plan, device: torch.device) -> Data:
         torch.manual_seed(0)
         return Data(x[:64], x[64:], torch.arange(16) % 10, torch.zeros(3, 32, 32), 0.58, CifarResNet(1).eval())
     given, test = sde.data.cifar10(bytes=True), sde.data.cifar10(train=False, bytes=True)
-    file = Path(os.environ.get("SDE_DATA", "")).expanduser() / FEATURES
-    if not file.is_file():
-        raise FileNotFoundError(f"no {file}: set SDE_DATA to a folder that has {FEATURES} (see benchmarks/features.py)")
     assert test.label is not None
-    eyes = cifar_resnet(file).to(device)
+    eyes = resnet56().to(device)
     return Data(given.x.to(device), test.x.to(device), test.label.to(device), *given.statistics(), eyes)
 
 

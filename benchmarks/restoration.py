@@ -5,8 +5,7 @@ their grey alone, each with noise of .05 on a scale of 2. Every method draws two
 has two sides, and no method has both: the mean of many samples is nearest to the truth (PSNR), while a single sample
 looks like data (Fréchet distance). PSNR is of a peak of 2, from -1 to 1, of one mean squared error over all images.
 
-`measure(model, images)` takes any model of any images; on CIFAR-10 say
-`measure(sde.load("cifar10.safetensors"), sde.data.cifar10(train=False).x)`.
+`measure(model, images, data, eyes)` takes any model of any images; all runs where the model is.
 """
 
 from __future__ import annotations
@@ -19,14 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import sde
 from benchmarks import harness
+from benchmarks.features import resnet56
 from benchmarks.harness import number
 from sde import inverse, metrics, plot
 
 NOISE = 0.05
+AT_ONCE = 256
+"""Images of one call of `sde.sample`."""
 Method = Callable[[Any, Any], tuple[Any, Any]]
 """From model and observation to the model and the solver that `sde.sample` takes."""
 
@@ -77,6 +79,8 @@ class Book:
     evaluations: int = 0
     floor: float = math.nan
     data: str = ""
+    eyes: str = ""
+    device: str = ""
 
 
 def psnr(x: Tensor, truth: Tensor) -> float:
@@ -95,17 +99,29 @@ class Counter:
         self.calls += 1
 
 
-def restore(model: Any, observation: Any, method: Method, shape: tuple[int, ...], steps: int, seed: int = 0) -> Tensor:
-    """Samples of one method."""
-    model, solver = method(model, observation)
-    how: dict[str, Any] = {"steps": steps, "generator": torch.Generator().manual_seed(seed), "progress": False}
-    return sde.sample(model, shape, solver=solver, **how)
+def restore(
+    model: Any,
+    observation: Any,
+    method: Method,
+    shape: tuple[int, ...],
+    steps: int,
+    seed: int = 0,
+    batch: int = AT_ONCE,
+) -> Tensor:
+    """Samples of one method, as many at once as fit, one to each row of the observation."""
+    generator, parts = torch.Generator(observation.y.device).manual_seed(seed), []
+    for y in observation.y.split(AT_ONCE):
+        guided, solver = method(model, inverse.Observation(observation.operator, y, observation.noise))
+        how: dict[str, Any] = {"steps": steps, "generator": generator, "progress": False}
+        parts.append(sde.sample(guided, (len(y), *shape[1:]), solver=solver, **how))
+    return torch.cat(parts)
 
 
 def measure(
     model: Any,
     images: Tensor,
     data: str,
+    eyes: nn.Module,
     count: int = 16,
     evaluations: int = 30,
     tasks: tuple[str, ...] | None = None,
@@ -119,6 +135,7 @@ def measure(
         model: Score model of such images.
         images: Held-out images (n, C, H, W) in [-1, 1]: the first are restored, the rest is what looks like data.
         data: What they are, for the page.
+        eyes: Network whose features the Fréchet distance is of.
         count: How many are restored, each twice.
         evaluations: Of the network, for each sample.
         tasks: Of TASKS; colourisation is left out where there is no colour.
@@ -126,79 +143,93 @@ def measure(
         shown: Images of the picture.
         tell: Called with a line when a method is through.
     """
-    truth, rest = images[:count], images[count : count + 4000]
-    event, device = truth.shape[1:], model.placement()[0]
-    net = metrics.RandomConv(channels=event[0])
-    real = metrics.moments(net, rest, progress=False)
-    far = lambda x: float(metrics.frechet_distance(metrics.moments(net, x.clamp(-1, 1), progress=False), real))  # noqa: E731
-    book = Book(count=count, evaluations=evaluations, data=data, floor=far(images[-2 * count :]))
+    device = model.placement()[0]
+    truth, rest = images[:count].to(device), images[count : count + 4000].to(device)
+    event, eyes = truth.shape[1:], eyes.to(device)
+    real = metrics.moments(eyes, rest, progress=False)
+    far = lambda x: float(metrics.frechet_distance(metrics.moments(eyes, x.clamp(-1, 1), progress=False), real))  # noqa: E731
+    book = Book(count=count, evaluations=evaluations, data=data, eyes=type(eyes).__name__)
+    book.device = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    book.floor = far(images[-2 * count :].to(device))
     for task in tasks or tuple(t for t in TASKS if t != "colourisation" or event[0] == 3):
-        operator = TASKS[task](event)
-        seen = inverse.observe(operator, truth, NOISE, torch.Generator().manual_seed(1))
-        twice = inverse.Observation(operator, seen.y.repeat(2, 1, 1, 1), NOISE).to(device)
+        operator = TASKS[task](event).to(device)
+        seen = inverse.observe(operator, truth, NOISE, torch.Generator(device).manual_seed(1))
+        twice = inverse.Observation(operator, seen.y.repeat(2, 1, 1, 1), NOISE)
         plain = operator.pinv(seen.y)
         drawn = book.pictures[task] = {
-            "truth": truth[:shown],
-            "observed": (seen.y if task == "deblurring" else plain)[:shown],
+            "truth": truth[:shown].cpu(),
+            "observed": (seen.y if task == "deblurring" else plain)[:shown].cpu(),
         }
         book.rows.append(Row(task, "A⁺ y", psnr(plain, truth), psnr(plain, truth), far(plain), _misfit(seen, plain)))
         for name in methods or tuple(METHODS):
             counter, began = Counter(model), time.monotonic()
             steps = max(2, evaluations // REPEATS.get(name, 1))
             try:
-                x = restore(model, twice, METHODS[name], (2 * count, *event), steps).cpu()
+                x = restore(model, twice, METHODS[name], (2 * count, *event), steps)
             except ValueError as error:
-                book.rows.append(Row(task, name, *[math.nan] * 4, failed=str(error)))
+                book.rows.append(Row(task, name, math.nan, math.nan, math.nan, math.nan, failed=str(error)))
                 continue
             finally:
                 counter.hook.remove()
             pair = x.reshape(2, count, *event)
             row = Row(task, name, psnr(pair[0], truth), psnr(pair.mean(0), truth), far(x), _misfit(seen, pair[0]))
-            row.calls, row.seconds = counter.calls, time.monotonic() - began
+            row.calls, row.seconds = counter.calls // -(-len(x) // AT_ONCE), time.monotonic() - began
             book.rows.append(row)
-            drawn[name] = pair[0, :shown]
+            drawn[name] = pair[0, :shown].cpu()
             tell(f"{task}, {name}: {row.seconds:.0f} s")
     return book
 
 
 def spread(model: Any, images: Tensor, book: Book, samples: int = 8, shown: int = 6) -> None:
     """Posterior mean and standard deviation by MMPS for the picture."""
-    event = images.shape[1:]
+    event, device = images.shape[1:], model.placement()[0]
     for task, drawn in book.pictures.items():
-        operator = TASKS[task](event)
-        seen = inverse.observe(operator, images[: book.count], NOISE, torch.Generator().manual_seed(1))
+        operator = TASKS[task](event).to(device)
+        generator = torch.Generator(device).manual_seed(1)
+        seen = inverse.observe(operator, images[: book.count].to(device), NOISE, generator)
         many = inverse.Observation(operator, seen.y[:shown].repeat(samples, 1, 1, 1), NOISE)
-        x = restore(model, many, METHODS["MMPS"], (samples * shown, *event), max(2, book.evaluations // 2))
+        x = restore(model, many, METHODS["MMPS"], (samples * shown, *event), max(2, book.evaluations // 2)).cpu()
         x = x.reshape(samples, shown, *event)
         drawn["mean (MMPS)"], drawn["deviation (MMPS)"] = x.mean(0), 2 * x.std(0).clamp(max=1) - 1
 
 
-def on_fashion_mnist(samples: int = 8, shown: int = 6, **how: Any) -> Book:
-    """The shipped network on the test images."""
-    model = sde.pretrained("fashion-mnist").requires_grad_(False)
-    images = sde.data.fashion_mnist(train=False).x
-    book = measure(model, images, "Fashion-MNIST, the shipped network, no class told", shown=shown, tell=print, **how)
+def on(name: str, samples: int = 8, shown: int = 6, **how: Any) -> Book:
+    """A shipped network, "fashion-mnist" or "cifar10", on the test images of its data; on a GPU if there is one."""
+    gpu = torch.cuda.is_available()
+    model = sde.pretrained(name).requires_grad_(False).to("cuda" if gpu else "cpu")
+    images = getattr(sde.data, name.replace("-", "_"))(train=False).x
+    eyes = resnet56() if name == "cifar10" else metrics.RandomConv(channels=1)
+    how = {"count": 256 if gpu else 16, **how}
+    book = measure(model, images, f"{name}, the shipped network, no class told", eyes, shown=shown, tell=print, **how)
     spread(model, images, book, samples, shown)
     return book
 
 
 def _misfit(seen: Any, x: Tensor) -> float:
     """Root mean square of y - A x over the noise, in what A sees: 1 for the truth."""
-    shown = seen.operator(torch.ones(1, *x.shape[1:])) != 0 if isinstance(seen.operator, inverse.Mask) else None
     r = seen.residual(x) / NOISE
-    return float((r[:, shown[0]] if shown is not None else r).square().mean().sqrt())
+    if isinstance(seen.operator, inverse.Mask):
+        r = r[:, seen.operator(torch.ones_like(x[:1]))[0] != 0]
+    return float(r.square().mean().sqrt())
 
 
-def report(book: Book) -> str:
-    """The Markdown page."""
+EYES = {
+    "RandomConv": "random convolutions (`metrics.RandomConv`; no FID)",
+    "CifarResNet": "ResNet-56 (`benchmarks.features`; no FID)",
+}
+
+
+def report(book: Book, file: str = "restoration.png") -> str:
+    """The Markdown page, with the picture of that name."""
     parts = [
         "# Restoring images: nearness to the truth, and to data",
-        f"{harness.machine()}. {book.data}; {book.count} held-out images, two samples each, about {book.evaluations} "
-        "evaluations of the network for each sample, one network and one set of noises for all.",
+        f"{harness.machine()}; network on: {book.device}. {book.data}; {book.count} held-out "
+        f"images, two samples each, about {book.evaluations} evaluations of the network for "
+        "each sample, one network and one set of noises for all.",
         (__doc__ or "").split("\n\n")[1].replace("\n", " "),
-        f"Fréchet distance in random convolutions (`metrics.RandomConv`; no FID), {2 * book.count} samples against "
+        f"Fréchet distance in the features of {EYES.get(book.eyes, book.eyes)}, {2 * book.count} samples against "
         f"4000 other held-out images. As many images of the data are {number(book.floor)} away: less cannot be told "
-        "from data, and the distance of so few has an error of a tenth or more. Misfit is |y − A x| in units of the "
+        "from data, and few samples are further away than many are. Misfit is |y − A x| in units of the "
         "noise, 1 for the truth. `calls` are the network's evaluations; DPS and PiGDM pay about as much again for a "
         "gradient, and MMPS four times as much.",
     ]
@@ -211,7 +242,7 @@ def report(book: Book) -> str:
         header = ["method", "PSNR, one sample", "PSNR, mean of two", "Fréchet", "misfit", "calls", "seconds"]
         parts += [f"## {task.capitalize()}", harness.table(header, rows)]
     failed = [f"- {r.task}, {r.method}: {r.failed}" for r in book.rows if r.failed]
-    parts += ["![Restorations](restoration.png)"]
+    parts += [f"![Restorations]({file})"]
     if failed:
         parts += ["## Not measured", "\n".join(failed)]
     return "\n\n".join(parts) + "\n"
