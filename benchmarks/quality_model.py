@@ -35,6 +35,12 @@ def measure(
         "torch": torch.__version__,
     }
     found |= {"parameters": sum(p.numel() for p in model.parameters()), "frechet": [], "bits": []}
+    for told in [False, True] if classes else [False]:
+        began = time.monotonic()
+        row = {"told": told, "images": len(seen.test), **judge.bits(len(seen.test), told)}
+        row["seconds"] = time.monotonic() - began
+        print(f"  {row}", flush=True)
+        found["bits"].append(row)
     for told in [classes, 0] if classes else [0]:
         for steps in evaluations:
             began = time.monotonic()
@@ -45,12 +51,6 @@ def measure(
             row |= {"samples": samples, "seconds": time.monotonic() - began}
             print(f"  {row}", flush=True)
             found["frechet"].append(row)
-    for told in [False, True] if classes else [False]:
-        began = time.monotonic()
-        row = {"told": told, "images": len(seen.test), **judge.bits(len(seen.test), told)}
-        row["seconds"] = time.monotonic() - began
-        print(f"  {row}", flush=True)
-        found["bits"].append(row)
     quality.draw(
         judge, folder / f"{file.stem}.png", f"{file.stem}: {evaluations[1]} evaluations", classes, evaluations[1]
     )

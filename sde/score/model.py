@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -107,12 +107,18 @@ class Wrapper(Model):
 
 
 class Given(Wrapper):
-    """A model with fixed conditioning: see `Model.given`."""
+    """A model with fixed conditioning, which lies where the model lies and moves with it: see `Model.given`."""
 
     def __init__(self, model: Model, **cond: Any) -> None:
         super().__init__(model)
-        self.cond = cond
+        own = next(chain(model.parameters(), model.buffers()), None)
+        placed = (lambda c: c) if own is None else (lambda c: c.to(own.device))
+        self.cond = {name: placed(c) if isinstance(c, Tensor) else c for name, c in cond.items()}
         self.tabulates = model.tabulates
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.cond = {name: fn(c) if isinstance(c, Tensor) else c for name, c in self.cond.items()}
+        return super()._apply(fn, recurse)
 
     def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Point:  # noqa: D102
         return self.model(x, t, **{**self.cond, **cond})

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 import sde
 from sde.checks import LawViolation
 from sde.nodes import Table
+from sde.score.model import Given
 from sde.score.param import PARAMS, SCALAR_ONLY
 
 
@@ -273,3 +274,12 @@ def test_times_of_another_shape_are_refused(t: Tensor) -> None:
     for forward in (sde.VP(), sde.CLD()):
         with pytest.raises(ValueError, match=r"t has shape .*: pass t of shape \(\) or \(4,\)"):
             model_of(forward)(forward.state(torch.zeros(4, 2)), t)
+
+
+def test_conditions_lie_where_the_model_lies_and_move_with_it() -> None:
+    model = sde.ScoreModel(sde.nets.MLP(dim=2, classes=3, width=8), sde.VP())
+    label = torch.tensor([0, 2])
+    moved = Given(model, label=label).to("meta")
+    for given in (moved, Given(model, label=label)):  # the second is placed there from the start
+        assert given.cond["label"].device.type == "meta"
+        assert given.cond["label"].dtype == torch.int64
