@@ -85,6 +85,12 @@ def restore(run: Run, path: Path) -> None:
             raise CheckpointError(
                 f"{path} was trained with {key}={old}, now {key}={own}: pass {key}={old}, or resume=False"
             )
+    own, state = run.draws.generator, tensors.get("generator/now")
+    if state is not None and state.shape != own.get_state().shape:
+        raise CheckpointError(
+            f"{path} was trained with a generator on another kind of device, and its state cannot go on {own.device}: "
+            "go on where the run began, or pass resume=False (sde.load(path) gives the model on any device)"
+        )
     try:
         _restored(run, made, tensors)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:

@@ -394,6 +394,14 @@ def test_other_steps_are_refused(half: Path, small: Callable, points: Tensor) ->
         sde.fit(small(), points, 200, batch=8, checkpoint=half, progress=False)
 
 
+def test_a_generator_of_another_kind_of_device_is_refused(half: Path, train: Train) -> None:
+    manifest, tensors = read(half)
+    manifest.pop("format")
+    write(half, manifest, {**tensors, "generator/now": torch.zeros(16, dtype=torch.uint8)})  # a CUDA one has 16 bytes
+    with pytest.raises(CheckpointError, match=r"another kind of device, and its state cannot go on cpu: go on where"):
+        train(half)
+
+
 def test_starting_anew(half: Path, train: Train, bits: Callable) -> None:
     whole, _ = train(None)
     model, history = train(half, resume=False)
