@@ -13,10 +13,18 @@ import torch
 from torch import Tensor
 
 from sde.checks.agree import violated
+from sde.forward import ScalarSDE
 from sde.metrics import floor, sliced_wasserstein
 from sde.score import ExactScore, Model
-from sde.solvers import RK4, ReverseSDE, Solver, integrate, log_prob, sample
-from sde.solvers.likelihood.log_prob import times_up
+from sde.solvers import RK4, ReverseSDE, Solver, grids, integrate, log_prob, sample
+from sde.solvers.likelihood.log_prob import STEPS, times_up
+
+
+def _wide(model: Model) -> Tensor:
+    """A grid that runs up, wider than a sampler's: a rule in t has to follow the state where noise is all there is."""
+    if not isinstance(model.sde, ScalarSDE):
+        return times_up(model)
+    return grids.data_scaled(model.sde, STEPS, model.data_scale(), 0.6, (2.0, 2.0)).flip(0)
 
 
 def samples(
@@ -81,7 +89,7 @@ def round_trip(
         model: Any score model in eval mode.
         x: States at t_min, (B, \*D), or (B, K, \*D) for a matrix SDE: data, as errors grow where no data are.
         solver: Default: `RK4`.
-        times: Grid that runs up. Default: that of `log_prob`, 128 steps.
+        times: Grid that runs up. Default: 128 steps, densest where noise and data are alike.
         rtol: Root mean square error allowed, relative to that of x.
 
     Returns:
@@ -97,7 +105,7 @@ def round_trip(
         True
     """
     flow, solver = ReverseSDE(model), solver or RK4()
-    up = times_up(model) if times is None else torch.as_tensor(times, dtype=torch.float64)
+    up = _wide(model) if times is None else torch.as_tensor(times, dtype=torch.float64)
     with torch.no_grad():
         top = integrate(flow, x, up, solver)
         back = integrate(flow, top, up.flip(0), solver)
@@ -124,7 +132,7 @@ def likelihood(
         model: Exact score of a target with a density.
         n: Draws of the marginal to compare at.
         times: Grid that runs up. Default: that of `log_prob`.
-        solver: Default: `RK4`.
+        solver: Default: that of `log_prob`.
         atol: Largest error allowed, in nats.
 
     Returns:

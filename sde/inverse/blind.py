@@ -20,7 +20,7 @@ from sde.inverse.denoising import checked, noise_range, time_of_noise
 from sde.random import Generator
 from sde.score import Model
 from sde.shape import expand
-from sde.solvers.likelihood.log_prob import divergence, hutchinson, signs
+from sde.solvers.likelihood.traces import divergence, hutchinson, signs
 
 
 def estimate_noise(

@@ -124,6 +124,17 @@ class Empirical(Target):
         pieces = [torch.softmax(self._logits(*part), 1) @ data for part in self._chunks(y, alpha, sigma)]
         return torch.cat(pieces).reshape(y.shape)
 
+    def traced(self, y: Tensor, alpha: Coefficient, sigma: Coefficient) -> tuple[Tensor, Tensor, Tensor]:  # noqa: D102
+        data, size = self.data.to(y).flatten(1), self.data[0].numel()
+        means, spreads = [], []
+        for part in self._chunks(y, alpha, sigma):
+            weights = torch.softmax(self._logits(*part), 1)
+            means.append(weights @ data)
+            spreads.append((weights * torch.cdist(means[-1], data, compute_mode=DIRECT).square()).sum(1))
+        a, s = (torch.as_tensor(c).to(y).reshape(-1) for c in (alpha, sigma))
+        gain = a * torch.cat(spreads) / s**2
+        return torch.cat(means).reshape(y.shape), gain, (size - a * gain) / s
+
     def reweighted(self, log_likelihood: Tensor) -> Empirical:
         """The same data with weights times exp(log_likelihood) (N,): the posterior under any likelihood at all.
 

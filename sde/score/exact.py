@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sde.forward import ForwardSDE, Point
+from sde.forward import ForwardSDE, Point, ScalarSDE
 from sde.nodes import Node
 from sde.random import Generator
 from sde.score.model import Model
@@ -49,6 +49,21 @@ class ExactScore(Model):
         if type(t) is not Node:
             self.sde.check_time(t)
         return Point(self.sde, x, t, self.target.denoise(*self.sde.statistic(x, t)))
+
+    def traced(self, x: Tensor, t: float | Tensor) -> tuple[Point, Tensor, Tensor] | None:
+        """Under a scalar SDE, from the target's posterior variance.
+
+        Example:
+            >>> import torch, sde
+            >>> model = sde.ExactScore(sde.Gaussian([0.0, 0.0], 1.0), sde.EDM())
+            >>> model.traced(torch.ones(1, 2), 1.0)[1:]  # x0 = eps = x / 2
+            (tensor([1.]), tensor([1.]))
+        """
+        if not isinstance(self.sde, ScalarSDE):
+            return None
+        y, alpha, sigma = self.sde.statistic(x, t)
+        found = self.target.traced(y, alpha, sigma)
+        return None if found is None else (Point(self.sde, x, t, found[0]), *found[1:])
 
     def log_prob(self, x: Tensor, t: float | Tensor, sde: ForwardSDE | None = None) -> Tensor:
         """Exact log p_t(x): (B,)."""

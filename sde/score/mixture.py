@@ -134,6 +134,24 @@ class Mixture(Target):
         x0 = weights @ self.means.to(y) + torch.einsum("kij,bkj->bi", axes, weights[..., None] * shift)
         return x0.reshape(y.shape)
 
+    def traced(self, y: Tensor, alpha: Coefficient, sigma: Coefficient) -> tuple[Tensor, Tensor, Tensor]:
+        """By the spread within components and that between their posterior means: no cancellation at either end."""
+        log_r, r, v, axes = self._components(y, alpha, sigma)
+        a, s = (torch.as_tensor(column(c)).to(y) for c in (alpha, sigma))
+        weights, d = torch.softmax(log_r, 1), self.variances.to(y)
+        means = self.means.to(y) + torch.einsum("kij,bkj->bki", axes, a * d / v * r)
+        noises = torch.einsum("kij,bkj->bki", axes, s / v * r)
+        x0 = (weights[..., None] * means).sum(1)
+        between = (weights * (means - x0[:, None]).square().sum(-1)).sum(1)
+        noise = (weights[..., None] * noises).sum(1, keepdim=True)
+        apart = (weights * (noises - noise).square().sum(-1)).sum(1)
+        a, s = a.reshape(-1), s.reshape(-1)
+        return (
+            x0.reshape(y.shape),
+            a * ((weights * (d / v).sum(-1)).sum(1) + between / s**2),
+            s * (weights * (1 / v).sum(-1)).sum(1) - apart / s,
+        )
+
     def posterior(self, matrix: Tensor | Sequence, y: Tensor | Sequence, noise: float) -> Mixture:
         r"""Distribution of x0 given y = A x0 + noise n, n ~ N(0, I): a mixture again.
 

@@ -49,6 +49,13 @@ class Model(nn.Module):
         """c x + c0 x0 + c1 eps: what a one-step solver asks of a model under a scalar SDE."""
         return self(x, t, **cond).move(c, c0, c1)
 
+    def traced(self, x: Tensor, t: float | Tensor) -> tuple[Point, Tensor, Tensor] | None:
+        """Point, and the traces of the Jacobians of x0 and eps by x, (B,) each; None where no closed form is known.
+
+        With them a likelihood costs no backward pass.
+        """
+        return None
+
     @abstractmethod
     def prior(self, x0_like: Tensor, generator: Generator = None, sde: ForwardSDE | None = None) -> Tensor:
         """Draw from the marginal at t_max of the model's data, or under another forward SDE; shaped for x0_like."""

@@ -41,6 +41,13 @@ class Target(nn.Module, ABC):
     def denoise(self, y: Tensor, alpha: Coefficient, sigma: Coefficient) -> Tensor:
         """E[x0 | y] for y = alpha x0 + sigma n; coefficients are numbers or broadcast against y."""
 
+    def traced(self, y: Tensor, alpha: Coefficient, sigma: Coefficient) -> tuple[Tensor, Tensor, Tensor] | None:
+        """E[x0 | y], and the traces of its Jacobian and of that of E[n | y], (B,) each, where sigma > 0.
+
+        None where they are not known in closed form.
+        """
+        return None
+
     @abstractmethod
     def log_marginal(self, y: Tensor, alpha: Coefficient, sigma: Coefficient) -> Tensor:
         """Log-density of y: (B,)."""

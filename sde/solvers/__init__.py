@@ -11,7 +11,7 @@ What is where:
     adaptive/      embedded (pairs), stochastic; their coordinate, pace and brownian increments; backends
     parallel/      picard, rounds
     matrix/        gddim (with MatrixAdams), splitting
-    likelihood/    log_prob, bits
+    likelihood/    traces, log_prob, bits
 """
 
 from sde.solvers import grids
@@ -31,7 +31,8 @@ from sde.solvers.exponential.unipc import UniPC
 from sde.solvers.grid_fit import fitted_times
 from sde.solvers.integrate import Trajectory, integrate, record, trajectory
 from sde.solvers.likelihood.bits import BitsPerDim, bits_per_dim
-from sde.solvers.likelihood.log_prob import divergence, hutchinson, log_prob
+from sde.solvers.likelihood.log_prob import LogLikelihood, log_likelihood, log_prob
+from sde.solvers.likelihood.traces import ExactTrace, Hutchinson, HutchPP, Trace, divergence, hutchinson, hutchpp
 from sde.solvers.matrix.gddim import GDDIM, MatrixAdams
 from sde.solvers.matrix.splitting import SSCS
 from sde.solvers.onestep import DDIM, RK4, Ancestral, Euler, EulerMaruyama, Heun, ReverseDiffusion
@@ -50,5 +51,6 @@ __all__ = [
     "DPMSolverPP", "DormandPrince", "Euler", "EulerMaruyama", "GDDIM", "Heun", "IPNDM", "Interval", "Langevin",
     "MatrixAdams", "Milstein", "PNDM", "Picard", "PredictorCorrector", "RK4", "Restart", "ReverseDiffusion", "RhoRK",
     "SASolver", "SEEDS", "SRA1", "SRA3", "SSCS", "ScipySolver", "TorchdiffeqSolver", "UniPC",
-    "log_prob", "bits_per_dim", "BitsPerDim", "divergence", "hutchinson",
+    "log_prob", "log_likelihood", "LogLikelihood", "bits_per_dim", "BitsPerDim",
+    "Trace", "ExactTrace", "Hutchinson", "HutchPP", "divergence", "hutchinson", "hutchpp",
 ]  # fmt: skip

@@ -1,151 +1,188 @@
 r"""Likelihood through the probability flow: the change of variables, integrated beside the state.
 
-Along dx/dt = v(x, t) a density obeys d log p_t(x_t) / dt = -div v(x_t, t); so a datum moved from t_min to t_max has
+Along dx/dt = v(x, t) a density obeys d log p_t(x_t) / dt = -div v(x_t, t). Under a scalar SDE, with data of mean m and
+scale s and r = hypot(alpha s, sigma), the flow of y = (x - alpha m) / r in the angle u = atan(sigma / (alpha s)) is
 
-    log p_tmin(x) = log p_tmax(x_tmax) + int_tmin^tmax div v(x_t, t) dt.
+    dy/du = p z + q eps,    p = -sigma / (s r),    q = alpha s / r,    z = x0 - m,
 
-State and integral are one ODE with one more column, solved by the one loop. The divergence is exact, the trace of the
-Jacobian by one backward pass for each coordinate, many of them at once; or, where coordinates are too many,
-Hutchinson's estimate from probes z of random signs, held fixed along the path so that the ODE stays smooth,
+and the logarithm of its volume grows by l = int div_y (p z + q eps) du. So a datum moved from t_min to t_max has
 
-    div v = E z' (dv/dx) z,    with variance sum_{i<j} (J_ij + J_ji)^2 for each probe,
+    log p_tmin(x) = log p_tmax(x_tmax) + l + d log (r_tmax / r_tmin).
 
-a column and a backward pass for each. The result belongs to the marginal at t_min, not to the data at t = 0, where a
-flow has no start; on usual settings they differ by 1e-4 to 4e-3 nats.
+(y, l) is the state of a model in one more dimension: r l beside x, with endpoints that make both the state and the
+slope, alpha z + sigma eps = r l and p z + q eps = div. So every solver of a flow solves the likelihood too, and the
+rule that samples in few evaluations does this in few as well. The divergence is a closed form where the model is exact,
+else a trace by backward passes, exact or estimated: see `sde.solvers.likelihood.traces`. A matrix SDE's state and
+divergence are one ODE in t. The result belongs to the marginal at t_min, not to the data at t = 0, where a flow has no
+start; on usual settings they differ by 1e-4 to 4e-3 nats.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sde.forward import SDE, ScalarSDE
-from sde.random import Generator, rand
-from sde.score import Model
-from sde.shape import as_time
+from sde.forward import SDE, ForwardSDE, Point, ScalarSDE
+from sde.nodes import Node, tabulated
+from sde.random import Generator
+from sde.score import ExactScore, Model, Target
+from sde.shape import as_time, expand
 from sde.solvers import grids
-from sde.solvers.adaptive.coordinate import Angle
+from sde.solvers.exponential.adams import Adams
 from sde.solvers.integrate import trajectory
+from sde.solvers.likelihood.traces import Drawn, ExactTrace, Hutchinson, Trace
 from sde.solvers.onestep import RK4
-from sde.solvers.solver import Solver
+from sde.solvers.reverse import ReverseSDE
+from sde.solvers.solver import SelfPaced, Solver
 
-CHUNK = 2**22
-"""Numbers that the gradients of one batch of backward passes may hold."""
 STEPS = 128
+EXACT = 256
+"""Coordinates up to which the divergence of a network is exact by default."""
+PROBES = 4
+"""Of the estimate that is taken beyond."""
+DOUBLINGS = 6
+"""How often a tolerance may halve the steps."""
 
 
-def divergence(field: Callable[[Tensor], Tensor], x: Tensor, chunk: int | None = None) -> tuple[Tensor, Tensor]:
-    r"""A vector field at x and its exact divergence, d backward passes for d coordinates.
+@dataclass(frozen=True)
+class LogLikelihood:
+    r"""Log-likelihoods in nats, with what is known of their errors.
+
+    Attributes:
+        values: Of each sample by each probe, (B, K); K = 1 where the divergence is exact.
+        ode_error: Estimated error of the ODE's solution, (B,); None where no tolerance asked for it.
+        evaluations: Of the model for each sample.
+        estimated: Whether the divergence was.
+
+    Example:
+        >>> found = LogLikelihood(torch.tensor([[-1.0, -1.2]]), None, evaluations=128, estimated=True)
+        >>> found.value, found.error
+        (tensor([-1.1000]), tensor([0.1000]))
+    """
+
+    values: Tensor
+    ode_error: Tensor | None
+    evaluations: int
+    estimated: bool = False
+
+    @property
+    def value(self) -> Tensor:
+        """Mean over probes, (B,)."""
+        return self.values.mean(1)
+
+    @property
+    def error(self) -> Tensor:
+        """Standard error of the mean by its probes, (B,): 0 for an exact divergence, nan for a single probe."""
+        k = self.values.shape[1]
+        if k == 1:
+            return torch.full_like(self.value, math.nan if self.estimated else 0.0)
+        return self.values.std(1) / math.sqrt(k)
+
+
+class WithVolume(Model):
+    r"""A model of the state and the log-volume of its flow: (B, d + K) for (B, \*D), r l in the last K columns.
 
     Args:
-        field: From (B, \*D) to (B, \*D), each sample by itself.
-        x: States, (B, \*D).
-        chunk: Backward passes at a time. Default: as many as keep their gradients within 4 million numbers.
-
-    Returns:
-        field(x), (B, \*D), and its divergence, (B,), both detached.
+        model: Score model under a scalar SDE.
+        event: \*D.
+        drawn: The way to the divergence; None for the model's closed form.
+        columns: K, values of the divergence.
 
     Example:
-        >>> v, div = divergence(lambda x: x**2, torch.tensor([[1.0, 2.0]]))
-        >>> v, div
-        (tensor([[1., 4.]]), tensor([6.]))
+        >>> import torch, sde
+        >>> inner = sde.ExactScore(sde.Gaussian([0.0], 1.0), sde.VP())
+        >>> WithVolume(inner, torch.Size([1]), None)(torch.ones(3, 2), 0.5).x0.shape
+        torch.Size([3, 2])
     """
-    batch, d = x.shape[0], x[0].numel()
-    chunk = chunk or max(1, CHUNK // x.numel())
-    total = x.new_zeros(batch)
-    with torch.enable_grad():
-        u = x.detach().requires_grad_()
-        v = field(u) + 0 * u  # a field that ignores x has a gradient as well: 0
-        for first in range(0, d, chunk):
-            last = min(first + chunk, d)
-            rows = torch.arange(first, last, device=x.device)
-            pick = torch.nn.functional.one_hot(rows, d).to(v).reshape(-1, 1, *x.shape[1:]).expand(-1, *x.shape)
-            (g,) = torch.autograd.grad(v, u, pick, retain_graph=last < d, is_grads_batched=True)
-            total += (g * pick).flatten(2).sum((0, 2))
-    return v.detach(), total
+
+    def __init__(self, model: Model, event: torch.Size, drawn: Drawn | None, columns: int = 1) -> None:
+        super().__init__()
+        assert isinstance(model.sde, ScalarSDE)
+        self.model, self.sde, self.event, self.drawn, self.columns = model, model.sde, event, drawn, columns
+        self.tabulates, self.size = model.tabulates, model.data_scale() or 1.0
+
+    def data_scale(self) -> float:  # noqa: D102
+        return self.size
+
+    def data_mean(self) -> Tensor | None:  # noqa: D102
+        mean = self.model.data_mean()
+        if mean is None:
+            return None
+        return torch.cat([mean.expand(self.event).flatten(), mean.new_zeros(self.columns)])
+
+    def prior(self, x0_like: Tensor, generator: Generator = None, sde: ForwardSDE | None = None) -> Tensor:
+        """There is none: a volume begins at 0."""
+        raise NotImplementedError
+
+    def prior_log_prob(self, x: Tensor, sde: ForwardSDE | None = None) -> Tensor:
+        """There is none."""
+        raise NotImplementedError
+
+    @tabulated
+    def frame(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """alpha, sigma, r, p, q at a tensor of times."""
+        assert isinstance(self.sde, ScalarSDE)
+        alpha, sigma = self.sde.levels(t)
+        r = torch.hypot(alpha * self.size, sigma)
+        return alpha, sigma, r, -sigma / (self.size * r), alpha * self.size / r
+
+    def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Point:  # noqa: D102
+        d = self.event.numel()
+        state = x[:, :d].reshape(-1, *self.event)
+        alpha, sigma, r, p, q = self.frame(t if type(t) is Node else as_time(t))
+        if isinstance(alpha, Tensor):
+            alpha, sigma, r, p, q = (expand(c, x) for c in (alpha, sigma, r, p, q))
+        slope, divergence = self._slope(state, t, p, q)
+        raw = torch.cat([slope.flatten(1), r * divergence], 1)
+        back = self.size / r  # of the endpoints from x = alpha z + sigma eps and the slope
+        return Point.of(self.sde, x, t, x, raw, (q * back, -sigma * back, -p * back, alpha * back))
+
+    def _slope(self, x: Tensor, t: float | Tensor, p: Any, q: Any) -> tuple[Tensor, Tensor]:
+        """P x0 + q eps and its divergence by x."""
+        if isinstance(p, Tensor):
+            p, q = (c if c.ndim == 0 else expand(c.reshape(-1), x) for c in (p, q))
+        if self.drawn is not None:
+            return self.drawn(lambda u: self.model.move(u, t, 0.0, p, q), x)
+        found = self.model.traced(x, t)
+        assert found is not None
+        point, trace0, trace1 = found
+        flat = lambda c: c.reshape(-1) if isinstance(c, Tensor) else c  # noqa: E731
+        return point.combine(p, q), (flat(p) * trace0 + flat(q) * trace1)[:, None].to(x.dtype)
 
 
-def hutchinson(field: Callable[[Tensor], Tensor], x: Tensor, probes: Tensor) -> tuple[Tensor, Tensor]:
-    r"""A vector field at x and estimates of its divergence, one evaluation and K backward passes.
-
-    Args:
-        field: From (B, \*D) to (B, \*D), each sample by itself.
-        x: States, (B, \*D).
-        probes: z, (K, B, \*D), of independent coordinates with mean 0 and variance 1.
-
-    Returns:
-        field(x), (B, \*D), and z' (dv/dx) z, (B, K), both detached.
-
-    References:
-        Hutchinson (1990), Commun. Stat. Simul. Comput. 19, 433; Grathwohl et al. (2019), 1810.01367.
-
-    Example:
-        >>> signs = torch.tensor([[[1.0, -1.0]], [[1.0, 1.0]]])
-        >>> hutchinson(lambda x: x**2, torch.tensor([[1.0, 2.0]]), signs)[1]
-        tensor([[6., 6.]])
-    """
-    estimates = []
-    with torch.enable_grad():
-        u = x.detach().requires_grad_()
-        v = field(u) + 0 * u  # a field that ignores x has a gradient as well: 0
-        for k, z in enumerate(probes):
-            (g,) = torch.autograd.grad(v, u, z.to(v), retain_graph=k < len(probes) - 1)
-            estimates.append((g * z).flatten(1).sum(1))
-    return v.detach(), torch.stack(estimates, 1)
-
-
-def signs(shape: Sequence[int], k: int, generator: Generator, like: Tensor) -> Tensor:
-    r"""K probes of random signs for each sample of a shape (B, \*D): (K, B, \*D), placed as `like`.
-
-    Example:
-        >>> signs((4, 2), 3, torch.Generator().manual_seed(0), torch.zeros(1)).unique()
-        tensor([-1.,  1.])
-    """
-    u = rand((shape[0], k, *shape[1:]), generator, dtype=torch.float32, device=like.device)
-    return (2 * (u < 0.5) - 1).to(like.dtype).transpose(0, 1).contiguous()
-
-
-class _FlowAndDivergence(SDE):
-    """The probability flow of a model with the integral of its divergence as last columns: (B, d + 1), or d + K."""
+class _MatrixFlow(SDE):
+    """The flow of a model under a matrix SDE with the integral of its divergence: (B, d + K)."""
 
     noisy, direction = False, 0
 
-    def __init__(self, model: Model, event: torch.Size, probes: Tensor | None = None) -> None:
-        self.model, self.event, self.probes, self.tabulates = model, event, probes, model.tabulates
+    def __init__(self, model: Model, event: torch.Size, drawn: Drawn) -> None:
+        self.model, self.event, self.drawn, self.tabulates = model, event, drawn, model.tabulates
 
     def drift(self, x: Tensor, t: float | Tensor) -> Tensor:
         state = x[:, : self.event.numel()].reshape(-1, *self.event)
-        field = self.field(t, state)
-        if self.probes is None:
-            v, div = divergence(field, state)
-            return torch.cat([v.flatten(1), div[:, None]], 1)
-        v, estimates = hutchinson(field, state, self.probes)
-        return torch.cat([v.flatten(1), estimates], 1)
-
-    def field(self, t: float | Tensor, state: Tensor) -> Callable[[Tensor], Tensor]:
-        """What the state and the density move by at time t."""
-        return lambda u: self.model(u, t).velocity
+        v, div = self.drawn(lambda u: self.model(u, t).velocity, state)
+        return torch.cat([v.flatten(1), div], 1)
 
     def diffusion(self, x: Tensor, t: float | Tensor, z: Tensor) -> Tensor:
         return torch.zeros_like(z)
 
 
 def times_up(model: Model, steps: int = STEPS) -> Tensor:
-    """The grid of `log_prob`: from t_min up to t_max, densest where noise and data are alike.
-
-    Wider than a sampler's, as the divergence does not fade where the noise is far above or below the data; for a matrix
-    SDE quadratic in t.
+    """The grid of `log_prob`: from t_min up to t_max, a sampler's the other way.
 
     Example:
         >>> import sde
         >>> times_up(sde.ExactScore(sde.Gaussian([0.0], 1.0), sde.EDM()), steps=2).round(decimals=3)
-        tensor([2.0000e-03, 5.2000e-01, 8.0000e+01], dtype=torch.float64)
+        tensor([2.0000e-03, 3.9100e-01, 8.0000e+01], dtype=torch.float64)
     """
     if not isinstance(model.sde, ScalarSDE):
         return grids.quadratic(model.sde, steps).flip(0)
-    return grids.data_scaled(model.sde, steps, model.data_scale(), 0.6, (2.0, 2.0)).flip(0)
+    return grids.data_scaled(model.sde, steps, model.data_scale()).flip(0)
 
 
 def _checked(model: Model, times: Tensor | Sequence[float]) -> Tensor:
@@ -161,34 +198,42 @@ def _checked(model: Model, times: Tensor | Sequence[float]) -> Tensor:
     return times
 
 
-@torch.no_grad()
 def log_prob(
     model: Model,
     x: Tensor,
     times: Tensor | Sequence[float] | None = None,
     solver: Solver | None = None,
-    probes: int = 0,
+    *,
+    trace: Trace | None = None,
+    tol: float | None = None,
+    prior: Target | None = None,
     generator: Generator = None,
+    differentiable: bool = False,
 ) -> Tensor:
     r"""Log-likelihood of data under a model's probability flow, exact up to the solver's error.
 
     log p(x) = log prior(x_tmax) + the integral of div v along the path of x up the flow, in nats, for x a draw of the
-    marginal at the first time.
+    marginal at the first time. For y = (x - b) / c, data on another scale, log p_y = log p_x + d log c.
 
     Args:
         model: Score model, exact or trained, in eval mode; a coupled one too, as only its velocity is used.
         x: Data, (B, \*D); for a matrix SDE the state, (B, K, \*D). float64 gives about 1e-6 nats, float32 1e-4.
         times: Grid from t_min up to t_max. Default: 128 steps, densest where noise and data are alike.
-        solver: Default: `RK4`, four evaluations a step. One of small order asks for more steps.
-        probes: 0 for the exact divergence, d backward passes for each evaluation; or how many probes estimate it, one
-            backward pass each: unbiased in log p, and the way for images (`bits_per_dim`).
+        solver: Any solver of flows. Default: `Adams(4)`, one evaluation a step; for a matrix SDE `RK4`.
+        trace: `ExactTrace()`, `Hutchinson(probes)`, `HutchPP(probes, sketch)`. Default: the closed form of an exact
+            model; else exact up to 256 coordinates; else Hutchinson's estimate by four probes.
+        tol: Largest estimated error of the ODE's solution in nats: each sample's steps are halved until it is met.
+        prior: What the data are at t_max in place of the model's Gaussian of their mean and scale: a
+            `Gaussian(mean, cov)` of theirs, say.
         generator: Of the probes; one generator, or one for each sample.
+        differentiable: Keep the graph: for gradients by x, by the model's weights, or both.
 
     Returns:
-        (B,), in the dtype of x, detached; the mean over probes.
+        (B,), in the dtype of x; the mean over probes. `log_likelihood` also tells errors.
 
     Raises:
-        ValueError: If the grid does not run up to t_max, or x or the solver does not fit.
+        TypeError: If x is not float32 or float64.
+        ValueError: If the grid does not run up to t_max, x or the solver does not fit, or tol is not met.
 
     References:
         Chen et al. (2018), 1806.07366; Song et al. (2021), 2011.13456, section 4.3 and appendix D.2.
@@ -200,59 +245,124 @@ def log_prob(
         >>> torch.allclose(sde.log_prob(model, x), model.log_prob(x, model.sde.t_min), atol=1e-5)
         True
     """
-    if probes < 0:
-        raise ValueError(f"probes must be 0, for the exact divergence, or more, got {probes}")
-    drawn = signs(x.shape, probes, generator, x) if probes and x.ndim > 1 else None
-    return flow_log_prob(model, x, times, solver, drawn)[0].mean(1)
+    return log_likelihood(
+        model, x, times, solver,
+        trace=trace, tol=tol, prior=prior, generator=generator, differentiable=differentiable,
+    ).value  # fmt: skip
 
 
-class _AlongAngle(_FlowAndDivergence):
-    """The same in the time and the state of `coordinate.Angle`: no more to bend than the network's own output has."""
-
-    def __init__(self, model: Model, line: Angle, event: torch.Size, probes: Tensor | None) -> None:
-        super().__init__(model, event, probes)
-        self.line, self.tabulates = line, False
-
-    def field(self, t: float | Tensor, state: Tensor) -> Callable[[Tensor], Tensor]:
-        return self.line.fields(as_time(t).reshape(1), state)[0]
-
-
-@torch.no_grad()
-def flow_log_prob(
+def log_likelihood(
     model: Model,
     x: Tensor,
     times: Tensor | Sequence[float] | None = None,
     solver: Solver | None = None,
-    probes: Tensor | None = None,
-    angle: bool = False,
-) -> tuple[Tensor, int]:
-    r"""As `log_prob` for each probe by itself, (B, K) for probes (K, B, \*D) and (B, 1) for none; and the evaluations.
+    *,
+    trace: Trace | None = None,
+    tol: float | None = None,
+    prior: Target | None = None,
+    generator: Generator = None,
+    differentiable: bool = False,
+) -> LogLikelihood:
+    r"""As `log_prob`, with the errors: that of the probes, and with `tol` that of the ODE's solution.
 
-    With `angle`, the flow of a scalar SDE is solved in u = atan(sigma / (alpha s)) for y = (x - alpha m) / r, with m, s
-    the data's mean and scale and r^2 = alpha^2 s^2 + sigma^2, of which log p_x = log p_y - d log r. There it is smooth
-    under every schedule, and a grid of 16 steps does what 16 (VP) to 64 (EDM) do in t.
+    A solution on n steps and one on 2 n differ by the error of the finer one times 2^k - 1, k the solver's order: that
+    is the estimate, for each sample by itself, with the same probes; or, if it is larger, 2^-k of the estimate for n.
+    From 32 on, steps are doubled up to six times.
 
     Example:
         >>> import torch, sde
-        >>> model, x = sde.ExactScore(sde.Gaussian([1.0, 0.0], 0.25), sde.VP()), torch.zeros(3, 2)
-        >>> values, calls = flow_log_prob(model, x, probes=signs(x.shape, 2, None, x))
-        >>> values.shape, calls  # RK4: four in each of 128 steps
-        (torch.Size([3, 2]), 512)
+        >>> model = sde.ExactScore(sde.Gaussian([1.0, 0.0], 0.25), sde.VP())
+        >>> found = sde.log_likelihood(model, torch.zeros(1, 2).double(), tol=1e-6)
+        >>> error = (found.value - model.log_prob(torch.zeros(1, 2).double(), model.sde.t_min)).abs()
+        >>> bool(error <= found.ode_error), bool(found.ode_error <= 1e-6)
+        (True, True)
     """
+    _check_data(x)
+    grid = None if times is None else _checked(model, times)
+    if prior is not None:
+        prior_of = ExactScore(prior, model.sde).prior_log_prob
+    else:
+        prior_of = model.prior_log_prob
+    solver = solver or (Adams(4) if isinstance(model.sde, ScalarSDE) else RK4())
+    way = trace or _default(model, x)
+    if differentiable and not x.requires_grad:
+        x = x.detach().requires_grad_()
+    with torch.enable_grad() if differentiable else torch.no_grad():
+        run = _Run(model, way.draw(x, generator) if way else None, way.columns if way else 1, solver, prior_of)
+        estimated = way is not None and not isinstance(way, ExactTrace)
+        if tol is None:
+            return LogLikelihood(*run(x, times_up(model) if grid is None else grid), estimated)
+        _check_tolerance(tol, grid, solver)
+        return LogLikelihood(*_refined(run, x, tol), estimated)
+
+
+def _check_data(x: Tensor) -> None:
     if x.ndim < 2 or x.shape[0] == 0:
         raise ValueError(f"x must be (B, *D) with B at least 1, got shape {tuple(x.shape)}")
-    grid = times_up(model) if times is None else _checked(model, times)
-    d = x[0].numel()
-    columns, growth = x.new_zeros(len(x), 1 if probes is None else len(probes)), 0.0
-    line = Angle(model, grid, x) if angle and isinstance(model.sde, ScalarSDE) else None
-    flow, times, y = _FlowAndDivergence(model, x.shape[1:], probes), grid, x
-    if line is not None:
-        flow, times, y = _AlongAngle(model, line, x.shape[1:], probes), line.of(grid), line.enter(x, grid[0])
-        growth = d * float(torch.log(line.size(grid[-1]) / line.size(grid[0])))
-    state = None
-    for state in trajectory(flow, torch.cat([y.flatten(1), columns], 1), times, solver or RK4()):  # noqa: B007
-        pass
-    assert state is not None
-    end = state.x[:, :d].reshape(x.shape)
-    end = end if line is None else line.leave(end, grid[-1])
-    return model.prior_log_prob(end)[:, None] + state.x[:, d:] + growth, state.calls
+    if x.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"x must be float32 or float64, got {x.dtype}: use x.float(); fewer digits lose whole nats")
+
+
+def _check_tolerance(tol: float, grid: Tensor | None, solver: Solver) -> None:
+    if not (math.isfinite(tol) and tol > 0):
+        raise ValueError(f"tol must be positive, got {tol}: it is the largest error in nats, 1e-4 say")
+    if grid is not None:
+        raise ValueError("tol chooses the steps, and times give them: leave one out")
+    if isinstance(solver, SelfPaced):
+        raise ValueError(
+            f"tol halves the steps of a grid, and {type(solver).__name__} chooses its own: pass its rtol, and no tol"
+        )
+
+
+def _default(model: Model, x: Tensor) -> Trace | None:
+    """What is said of `trace` in `log_prob`; None for a closed form."""
+    if model.traced(x[:1].detach(), model.sde.t_max) is not None:
+        return None
+    return ExactTrace() if x[0].numel() <= EXACT else Hutchinson(PROBES)
+
+
+class _Run:
+    """From data and a grid to their log-likelihoods (B, K), no estimate of the error, and the evaluations."""
+
+    def __init__(
+        self, model: Model, drawn: Drawn | None, columns: int, solver: Solver, prior: Callable[[Tensor], Tensor]
+    ) -> None:
+        self.model, self.drawn, self.columns, self.solver, self.prior = model, drawn, columns, solver, prior
+
+    def __call__(self, x: Tensor, times: Tensor) -> tuple[Tensor, None, int]:
+        d, event, scale, growth = x[0].numel(), x.shape[1:], 1.0, 0.0
+        if isinstance(self.model.sde, ScalarSDE):
+            wide = WithVolume(self.model, event, self.drawn, self.columns)
+            first, scale = (float(r) for r in wide.frame(times[[0, -1]])[2])
+            flow, growth = ReverseSDE(wide), d * math.log(scale / first)
+        else:
+            assert self.drawn is not None
+            flow = _MatrixFlow(self.model, event, self.drawn)
+        state = None
+        begin = torch.cat([x.flatten(1), x.new_zeros(len(x), self.columns)], 1)
+        for state in trajectory(flow, begin, times, self.solver):  # noqa: B007
+            pass
+        assert state is not None
+        end = state.x[:, :d].reshape(x.shape)
+        return self.prior(end)[:, None] + state.x[:, d:] / scale + growth, None, state.calls
+
+
+def _refined(run: _Run, x: Tensor, tol: float) -> tuple[Tensor, Tensor, int]:
+    """Values of each sample at the first grid whose estimated error is within tol, so that no batch matters."""
+    steps, rate = STEPS // 4, 2**run.solver.order
+    values, _, calls = run(x, times_up(run.model, steps))
+    kept, error = values, torch.full_like(values[:, 0], math.inf).detach()
+    before = error  # one difference may vanish by accident: the one before has a say too
+    for _ in range(DOUBLINGS):
+        steps *= 2
+        finer, _, more = run(x, times_up(run.model, steps))
+        change = (finer - values).mean(1).abs().detach() / (rate - 1)
+        found, open_ = torch.maximum(change, before / rate), error > tol
+        kept, error = torch.where(open_[:, None], finer, kept), torch.where(open_, found, error)
+        values, calls, before = finer, calls + more, change
+        if not bool((error > tol).any()):
+            return kept, error, calls
+    raise ValueError(
+        f"tol={tol:g} nats is not met in {steps} steps: the worst sample is {float(error.max()):.2g} off; pass a "
+        "larger tol, x in float64, or another solver"
+    )
