@@ -28,6 +28,7 @@ OURS = {
     "data": {"generator", "bytes"},
     "net": {"dim", "classes"},
     "grid": {"sde", "steps", "scale"},
+    "loss": {"weight", "times", "coupling"},
     "method": {"model", "observation"},
 }
 """Arguments that the program itself gives."""

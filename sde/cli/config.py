@@ -53,12 +53,14 @@ class Train:
     """Decay of the average of the weights."""
     clip: float | None = None
     """Largest norm of the gradient; any without one."""
-    weight: Named = field(default=Choice("unit"))
-    """Weight over noise levels."""
+    loss: Named = field(default=Choice("denoising"))
+    """What is learned; its arguments as loss.probes=2."""
+    weight: MaybeNamed = None
+    """Weight over noise levels; the loss's own without one."""
     times: MaybeNamed = None
-    """Distribution of training times; the SDE's own without one."""
+    """Distribution of training times; the loss's or the SDE's own without one."""
     coupling: MaybeNamed = None
-    """Which noise goes with which datum; a coupled model has a velocity and no score."""
+    """Which noise goes with which datum: the loss's without one. A coupled model has a velocity and no score."""
     flip: bool = False
     """Show half of the images in their mirror."""
     drop: float = 0.0

@@ -16,6 +16,7 @@ TITLES = {
     "solver": "solvers",
     "data": "data sets",
     "net": "networks",
+    "loss": "losses",
     "weight": "weights over noise levels",
     "times": "distributions of training times",
     "coupling": "couplings of noise and data",

@@ -84,14 +84,30 @@ DATA: Table = {
 
 NETS: Table = {"MLP": nets.MLP, "UNet": nets.UNet, "DiT": nets.DiT}
 
+LOSSES: Table = {
+    "denoising": train.Denoising,
+    "implicit": train.Implicit,
+    "sliced": train.Sliced,
+    "maximum_likelihood": train.maximum_likelihood,
+    "min_snr": train.min_snr_loss,
+    "edm": train.edm_loss,
+    "flow_matching": train.flow_matching,
+}
+
 WEIGHTS: Table = {
     "unit": lambda: train.unit,
     "constant": lambda: train.constant,
+    "noise": lambda: train.noise,
     "likelihood": lambda: train.likelihood,
     "min_snr": train.min_snr,
 }
 
-TIMES: Table = {"Uniform": train.Uniform, "LogNormal": train.LogNormal, "Discrete": train.Discrete}
+TIMES: Table = {
+    "Uniform": train.Uniform,
+    "LogNormal": train.LogNormal,
+    "Discrete": train.Discrete,
+    "LikelihoodTimes": train.LikelihoodTimes,
+}
 
 COUPLINGS: Table = {"optimal_transport": lambda: train.optimal_transport}
 
@@ -125,6 +141,7 @@ TABLES: dict[str, Table] = {
     "solver": SOLVERS,
     "data": DATA,
     "net": NETS,
+    "loss": LOSSES,
     "weight": WEIGHTS,
     "times": TIMES,
     "coupling": COUPLINGS,

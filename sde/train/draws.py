@@ -80,7 +80,8 @@ class Draws:
         on_cuda = self.device.type == "cuda"
         self.channels_last = on_cuda if settings.channels_last is None else settings.channels_last
         self.channels_last = self.channels_last and data.ndim == 4
-        self.table = TimeTable(settings.times or default_times(model.sde), model.sde, model.scale, self.device)
+        self.objective = settings.objective
+        self.table = TimeTable(self.objective.times or default_times(model.sde), model.sde, model.scale, self.device)
         self.begun = generator.get_state()
         """State of the generator where the chunk of the last step began."""
 
@@ -90,11 +91,11 @@ class Draws:
 
     def _chunk(self) -> list[Plan]:
         """What is drawn ahead for the next CHUNK steps."""
-        n, g, s = len(self.data), self.generator, self.settings
+        n, g, s, objective = len(self.data), self.generator, self.settings, self.objective
         index = placed(torch.randint(n, (CHUNK, s.batch), generator=g, device=g.device), self.device, torch.int64)
         v = self._uniform()
         u = (torch.arange(s.batch, device=v.device) + v) / s.batch
-        made = shaped(rows(self.model, self.table.at(u), s.weight), self.like)
+        made = shaped(rows(self.model, self.table.at(u), objective.weight, objective.times), self.like)
         levels = [Rows(*columns) for columns in zip(*(c.unbind(0) for c in made), strict=True)]
         nothing = [None] * CHUNK
         flips = (self._uniform() < 0.5).unbind(0) if s.flip else nothing
@@ -121,8 +122,8 @@ class Draws:
         eps = eps.to(z) if eps.device == z.device else placed(eps, z.device, z.dtype)
         if self.channels_last:
             z, eps = (v.contiguous(memory_format=torch.channels_last) for v in (z, eps))
-        if self.settings.coupling is not None:
-            eps = self.settings.coupling(z, eps)
+        if self.objective.coupling is not None:
+            eps = self.objective.coupling(z, eps)
         cond = {k: c[i] for k, c in self.cond.items()}
         if plan.drop is not None:
             cond["label"] = cond["label"].masked_fill(plan.drop, self.classes)

@@ -25,8 +25,9 @@ from sde.train.couple import Coupling
 from sde.train.distributed import Together, team
 from sde.train.ema import Power
 from sde.train.interrupt import deferred
-from sde.train.loss import Weight, unit
+from sde.train.loss import Weight
 from sde.train.manifest import describe
+from sde.train.objectives import DENOISING, Objective
 from sde.train.resume import restore, save
 from sde.train.run import History, Run, Step
 from sde.train.settings import Decay, Precision, Settings
@@ -84,14 +85,14 @@ def _start(
     if isinstance(several, Together):
         model, data, cond = several.place(model, data, cond)
     inputs.check_settings(settings, generator)
-    inputs.check(model, data, cond, settings.coupling)
+    inputs.check(model, data, cond, settings.objective.coupling)
     inputs.check_fits(settings, model, data, cond)
     inputs.check_team(settings, several)
     inputs.warn_of_scale(model, data, stacklevel=3)
     settings = replace(settings, steps=int(settings.steps), batch=int(settings.batch))
     if generator is None:  # a generator of its own, seeded from the global one, so that a run can be resumed
         generator = torch.Generator(data.device).manual_seed(int(torch.randint(2**62, ())))
-    model.coupled = settings.coupling is not None
+    model.coupled = settings.objective.coupling is not None
     model.train()
     return Run(model, data, cond, settings, optimizer, generator, several)
 
@@ -109,7 +110,8 @@ def fit(
     ema: float | Power = 0.999,
     clip: float | None = None,
     optimizer: torch.optim.Optimizer | None = None,
-    weight: Weight = unit,
+    loss: Objective = DENOISING,
+    weight: Weight | None = None,
     times: Times | None = None,
     coupling: Coupling | None = None,
     generator: torch.Generator | None = None,
@@ -128,7 +130,7 @@ def fit(
     resume: bool = True,
     progress: bool = True,
 ) -> History:
-    r"""Train a score model on data by denoising score matching; leaves the averaged weights in it, in eval mode.
+    r"""Train a score model on data, by denoising or another loss; leaves the averaged weights in it, in eval mode.
 
     Args:
         model: Score model; make it with the data's mean and scale. One that was trained goes on from the weights it
@@ -147,9 +149,11 @@ def fit(
         clip: Largest norm of the gradient of all weights; None for any.
         optimizer: In place of Adam; its learning rate is set at every step.
 
-        weight: Weight over noise levels: `sde.train.unit` (default), `constant`, `likelihood`, `min_snr(5.0)`.
+        loss: What is learned: `sde.train.Denoising()` (default), `Implicit()`, `Sliced()`, `maximum_likelihood()`,
+            `min_snr_loss()`, `edm_loss()`, `flow_matching()`; its weight, times and coupling hold unless given here.
+        weight: Weight over noise levels: `sde.train.unit`, `constant`, `noise`, `likelihood`, `min_snr(5.0)`.
         times: Distribution of times. Default: `Discrete` for a table, `Uniform` for a matrix SDE, else `LogNormal`.
-        coupling: `sde.train.optimal_transport`, or None for independent noise. A coupled model has no score.
+        coupling: `sde.train.optimal_transport`; without it noise is independent. A coupled model has no score.
         generator: For data, times and noise. On the data's device it keeps a GPU from waiting.
         flip: Turn every other image left to right, at random.
         drop: Share of the labels told as "no class", for classifier-free guidance.
@@ -195,7 +199,7 @@ def fit(
     path = _place(checkpoint, model)
     settings = Settings(
         steps=steps, batch=batch, lr=lr, warmup=warmup, decay=decay, ema=ema, clip=clip,
-        weight=weight, times=times, coupling=coupling, flip=flip, drop=drop, dequantize=dequantize,
+        loss=loss, weight=weight, times=times, coupling=coupling, flip=flip, drop=drop, dequantize=dequantize,
         precision=precision, accumulate=accumulate, compile=compile, channels_last=channels_last,
     )  # fmt: skip
     run = _start(model, data, cond, settings, optimizer, generator, accelerator)

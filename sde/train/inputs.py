@@ -15,6 +15,7 @@ from sde.forward import ScalarSDE
 from sde.score import ScoreModel
 from sde.train.distributed import Alone
 from sde.train.ema import Power
+from sde.train.objectives import Objective
 from sde.train.settings import DECAYS, LOW, Settings
 
 
@@ -109,10 +110,24 @@ def check_settings(s: Settings, generator: Any) -> None:
             "sde.train.Power(0.05)"
         )
     _check_engine(s)
+    _check_loss(s)
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(
             f"generator must be one torch.Generator or None, got {type(generator).__name__}: use torch.Generator()"
         )
+
+
+def _check_loss(s: Settings) -> None:
+    if not isinstance(s.loss, Objective):
+        raise TypeError(
+            f"loss must be an objective, got {s.loss!r}: pass loss=sde.train.Sliced(), say, or weight=... for a weight"
+        )
+    if s.objective.twice and s.objective.coupling is not None:
+        raise ValueError(
+            f"coupling: {s.loss.kind} learns the score of independent noise, which coupled noise has not: leave it out"
+        )
+    if s.objective.twice and s.compile:
+        raise ValueError(f"compile=True has no second derivative, which {s.loss.kind} needs: pass compile=False")
 
 
 def _check_engine(s: Settings) -> None:
@@ -162,5 +177,7 @@ def check_team(s: Settings, team: Alone) -> None:
     if s.batch % (team.size * s.accumulate):
         parts = f"{team.size} processes" + (f" of {s.accumulate} parts" if s.accumulate > 1 else "")
         raise ValueError(f"batch must divide by {parts}, got {s.batch}: equal shares are needed")
+    if s.objective.twice and team.size > 1:
+        raise ValueError(f"loss={s.loss.kind} goes back through the network twice: train it in one process")
     if team.sharded and s.precision == "float16":
         raise ValueError("precision='float16' does not go with FSDP2: pass precision='bfloat16'")

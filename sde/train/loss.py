@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from sde.score import Levels, ScoreModel
+from sde.train.times import Times
 
 Weight = Callable[[Levels, float], Tensor]
 """Weight of the error of F at given levels, for data of a given scale."""
@@ -71,6 +72,7 @@ def min_snr(gamma: float = 5.0) -> Weight:
         snr = (at.alpha * scale / at.sigma) ** 2
         return snr.clamp_max(gamma) * (at.sigma / (scale * (at.alpha * at.q - at.sigma * at.p))) ** 2
 
+    weight.__name__ = f"min_snr({gamma:g})"  # what a file keeps of it
     return weight
 
 
@@ -85,10 +87,11 @@ class Rows(NamedTuple):
     clock: Tensor
 
 
-def rows(model: ScoreModel, t: Tensor, weight: Weight = unit) -> Rows:
-    """Coefficients of the loss at a tensor of times, float64, in its shape."""
+def rows(model: ScoreModel, t: Tensor, weight: Weight = unit, times: Times | None = None) -> Rows:
+    """Coefficients of the loss at a tensor of times, drawn from `times`, float64, in its shape."""
     at = model.levels(t)
-    root = torch.sqrt(weight(at, model.scale))
+    made, less = weight(at, model.scale), None if times is None else times.correction(at, model.sde, model.scale)
+    root = torch.sqrt(made if less is None else made * less)
     return Rows(at.alpha * at.c_in, at.sigma * at.c_in, at.p * root, at.q * root, root, at.clock)
 
 

@@ -20,7 +20,7 @@ from sde.train.checkpoint import CheckpointError, read, write
 from sde.train.distributed import fill
 from sde.train.manifest import describe
 from sde.train.run import History, Run, global_states, set_global_states
-from sde.train.settings import BEFORE
+from sde.train.settings import BEFORE, UNSAID
 
 
 def save(run: Run, path: Path) -> None:
@@ -80,7 +80,7 @@ def restore(run: Run, path: Path) -> None:
     if manifest.get("model") != describe(run.model):
         raise CheckpointError(f"{path} was trained as another model: pass resume=False, or another checkpoint path")
     for key, own in {**run.settings.kept(), "optimizer": type(run.optimizer).__name__}.items():
-        old = made.get(key, BEFORE.get(key))
+        old = made.get(key, own if key in UNSAID else BEFORE.get(key))
         if old != own:
             raise CheckpointError(
                 f"{path} was trained with {key}={old}, now {key}={own}: pass {key}={old}, or resume=False"

@@ -19,7 +19,7 @@ from sde.score import ScoreModel
 from sde.train.distributed import Alone, local
 from sde.train.draws import Batch, Draws
 from sde.train.ema import Averages
-from sde.train.loss import regression
+from sde.train.loss import rows
 from sde.train.settings import LOW, Settings
 
 
@@ -123,7 +123,8 @@ class Run:
         self.cast = torch.autocast(device, low) if low else None
         self.scaler = torch.amp.GradScaler(device) if low is torch.float16 else None
         u = torch.linspace(0, 1, 9, dtype=torch.float64)
-        probe = settings.weight(model.levels(self.draws.table.at(u)), model.scale)
+        self.loss = settings.objective.of
+        probe = rows(model, self.draws.table.at(u), settings.objective.weight, settings.objective.times).root.square()
         self.weighted = not bool(torch.allclose(probe, torch.ones_like(probe)))
         self.states, self.drawn = global_states(self.draws.device), False
 
@@ -161,10 +162,10 @@ class Run:
         """Add a k-th of the gradient of the mean loss of a batch; a k-th of that loss."""
         z, eps, row, cond = batch
         if self.cast is None:
-            loss = regression(self.net, z, eps, row, self.weighted, **cond)
+            loss = self.loss(self.net, z, eps, row, self.weighted, self.draws.generator, **cond)
         else:
             with self.cast:
-                loss = regression(self.net, z, eps, row, self.weighted, **cond)
+                loss = self.loss(self.net, z, eps, row, self.weighted, self.draws.generator, **cond)
         if k > 1:
             loss = loss / k
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()

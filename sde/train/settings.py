@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import torch
 
 from sde.train.couple import Coupling
 from sde.train.ema import Power
-from sde.train.loss import Weight, unit
+from sde.train.loss import Weight
+from sde.train.objectives import DENOISING, Objective
 from sde.train.times import Times
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -43,7 +45,8 @@ class Settings:
     decay: Decay = "cosine"
     ema: float | Power = 0.999
     clip: float | None = None
-    weight: Weight = unit
+    loss: Objective = DENOISING
+    weight: Weight | None = None
     times: Times | None = None
     coupling: Coupling | None = None
     flip: bool = False
@@ -53,6 +56,17 @@ class Settings:
     accumulate: int = 1
     compile: bool | str = False
     channels_last: bool | None = None
+
+    @cached_property
+    def objective(self) -> Objective:
+        """The loss, with weight, times and coupling in place of its own where they are given."""
+        own = self.loss
+        return replace(
+            own,
+            weight=self.weight or own.weight,
+            times=self.times or own.times,
+            coupling=self.coupling or own.coupling,
+        )
 
     def rate(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
@@ -79,8 +93,35 @@ class Settings:
             "drop": self.drop,
             "dequantize": self.dequantize,
             "precision": self.precision,
+            "loss": self.objective.kind,
+            "weight": told(self.objective.weight),
+            "times": told(self.objective.times),
+            "coupling": told(self.objective.coupling),
         }
 
 
-BEFORE = {"ema": NUMBER, "flip": False, "drop": 0.0, "dequantize": 0.0, "precision": "float32"}
+BEFORE = {
+    "ema": NUMBER,
+    "flip": False,
+    "drop": 0.0,
+    "dequantize": 0.0,
+    "precision": "float32",
+    "loss": DENOISING.kind,
+}
 """What a file says that was written before there was a choice."""
+
+UNSAID = ("weight", "times", "coupling")
+"""What older files do not say, though there was a choice."""
+
+
+def told(choice: object) -> str:
+    """A function by its name, an object by its class and arguments.
+
+    Example:
+        >>> from sde import train
+        >>> told(train.unit), told(train.min_snr(3.0)), told(train.LogNormal()), told(None)
+        ('unit', 'min_snr(3)', 'LogNormal(mean=-0.5, std=1.5)', 'None')
+    """
+    if choice is None or is_dataclass(choice):
+        return repr(choice)
+    return str(getattr(choice, "__name__", type(choice).__name__))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sde.forward import ForwardSDE, ScalarSDE, Tabulated
+from sde.score import Levels
 
 
 class Times(ABC):
@@ -25,6 +26,10 @@ class Times(ABC):
     @abstractmethod
     def quantile(self, sde: ForwardSDE, u: Tensor, scale: float = 1.0) -> Tensor:
         """Time below which a share u of the training happens, for data of a given scale."""
+
+    def correction(self, at: Levels, sde: ForwardSDE, scale: float = 1.0) -> Tensor | None:
+        """Factor on the weight at given levels that makes the expectation that of uniform times; None for none."""
+        return None
 
     def draw(self, sde: ForwardSDE, n: int, scale: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
         """n stratified draws, float64."""
@@ -98,6 +103,59 @@ class Discrete(Times):
                 f"Discrete times need a Tabulated SDE, got {type(sde).__name__}: use Uniform() or LogNormal()"
             )
         return torch.floor(u * sde.t_max).clamp_max(sde.t_max - 1) + 1
+
+
+@dataclass(frozen=True)
+class LikelihoodTimes(Times):
+    r"""Times in proportion to likelihood weighting's own loss, and the factor 1 / p(t) that keeps its expectation.
+
+    p(t) ~ (g^2 / 2 sigma^2) r with r = snr / (1 + snr) and snr = (alpha scale / sigma)^2: likelihood weighting of an
+    error of eps that is r, as it is for Gaussian data and about so for others. As g^2 / sigma^2 = -d log(snr) / dt,
+    the law is uniform in log(1 + snr). Without r it would be uniform in log(snr), as in the papers: the same where
+    noise is small, and without end where alpha goes to 0.
+
+    References:
+        Song, Durkan, Murray & Ermon (2021), 2101.09258, section 4.4; Kingma et al. (2021), 2107.00630, section 5.1.
+
+    Example:
+        >>> import torch, sde
+        >>> times, edm = sde.train.LikelihoodTimes(), sde.EDM(0.01, 10.0)
+        >>> round(float(times.quantile(edm, torch.tensor(0.5))), 4)  # 1 + 1 / t^2 = sqrt(10001 * 1.01)
+        0.1002
+    """
+
+    def quantile(self, sde: ForwardSDE, u: Tensor, scale: float = 1.0) -> Tensor:  # noqa: D102
+        first, last = self._ends(sde, scale)
+        wanted = first + u.double() * (last - first)
+        low = torch.full_like(wanted, sde.t_min)
+        high = torch.full_like(wanted, sde.t_max)
+        for _ in range(60):  # by halves, as a matrix SDE has no inverse of its own
+            middle = (low + high) / 2
+            early = self._mass(sde, middle, scale) > wanted
+            low, high = torch.where(early, middle, low), torch.where(early, high, middle)
+        return (low + high) / 2
+
+    def correction(self, at: Levels, sde: ForwardSDE, scale: float = 1.0) -> Tensor:  # noqa: D102
+        first, last = self._ends(sde, scale)
+        alpha = at.alpha.clamp_min(1e-12)  # at alpha = 0 alone, where the weight is 0 and 1 / p is infinite
+        rate = alpha * (alpha * at.dsigma - at.sigma * at.dalpha) / at.sigma * scale**2
+        part = rate / ((alpha * scale) ** 2 + at.sigma**2)
+        return (first - last) / ((sde.t_max - sde.t_min) * part)
+
+    def _ends(self, sde: ForwardSDE, scale: float) -> list[float]:
+        ends = self._mass(sde, torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64), scale).tolist()
+        if not (math.isfinite(ends[0]) and ends[0] > ends[1]):
+            raise ValueError(
+                f"likelihood weighting has no finite integral from t_min={sde.t_min}, where sigma is 0: pass the SDE "
+                "t_min=1e-3, say"
+            )
+        return ends
+
+    @staticmethod
+    def _mass(sde: ForwardSDE, t: Tensor, scale: float) -> Tensor:
+        """Integral of the density from t to where no data are left: log(1 + snr) / 2."""
+        alpha, sigma, _, _ = sde.rates_of_statistic(t)
+        return torch.log1p((alpha * scale / sigma) ** 2) / 2
 
 
 def default_times(sde: ForwardSDE) -> Times:
