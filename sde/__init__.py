@@ -117,7 +117,7 @@ from sde.solvers import (
 from sde.train import History, fit, fit_steps, load, pretrained, save
 
 if TYPE_CHECKING:
-    from sde import checks, data, inverse, metrics, plot
+    from sde import checks, data, distill, inverse, metrics, plot
 
 __version__ = "0.1.0"
 
@@ -143,13 +143,13 @@ __all__ = [
     # noise
     "Noise", "WhiteNoise", "BrownianPath",
     # rooms
-    "nets", "train", "data", "inverse", "metrics", "plot", "checks", "random",
+    "nets", "train", "data", "inverse", "distill", "metrics", "plot", "checks", "random",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     """The rooms that `import sde` leaves out to stay quick, imported when they are first used."""
-    if name in ("checks", "data", "inverse", "metrics", "plot"):
+    if name in ("checks", "data", "distill", "inverse", "metrics", "plot"):
         return importlib.import_module(f"sde.{name}")
     raise AttributeError(f"module 'sde' has no attribute {name!r}")
 

@@ -2,6 +2,7 @@
 
     fused < shape, random, nodes < forward < score < solvers < inverse, metrics < checks < cli
                            forward < score < train              (train never imports solvers)
+                                   solvers, train < distill
 
 Nets, data and plot are leaves: of the other rooms they import only the first three. Nothing imports cli.
 """
@@ -35,9 +36,10 @@ MAY_IMPORT = {
     "train": MODELS | LEAVES,
     "solvers": MODELS,
     "inverse": MODELS | {"solvers"},
+    "distill": MODELS | {"solvers", "train"},
     "metrics": MODELS | LEAVES | {"solvers"},
 }
-MAY_IMPORT["checks"] = set(MAY_IMPORT) - {"plot"}
+MAY_IMPORT["checks"] = set(MAY_IMPORT) - {"plot", "distill"}
 MAY_IMPORT["cli"] = {*MAY_IMPORT, "plot", "sde"}
 MAY_IMPORT["sde"] = set(MAY_IMPORT) - {"cli"}
 MAY_IMPORT["__main__"] = {"cli"}
@@ -164,6 +166,8 @@ FORBIDDEN = [
     ("sde.metrics.swd", "def f():\n    from sde.plot import scatter"),
     ("sde.checks.laws", "from sde.plot import scatter"),
     ("sde.solvers.solver", "from sde.cli import main"),
+    ("sde.train.fit", "def f():\n    from sde.distill import consistency"),
+    ("sde.checks.laws", "from sde.distill import Multistep"),
     ("sde.random", "from tqdm.auto import tqdm"),
 ]
 ALLOWED = [
