@@ -211,9 +211,9 @@ def hutchpp(field: Field, x: Tensor, probes: Tensor, sketch: Tensor) -> tuple[Te
         field(x), (B, \*D), and the estimates, (B, K); detached unless x requires a gradient and gradients are on.
 
     Example:
-        >>> z = torch.tensor([[[1.0, -1.0]], [[1.0, 1.0]]])
-        >>> hutchpp(lambda x: x**2, torch.tensor([[1.0, 2.0]]), z[:1], z[1:])[1]
-        tensor([[6.]])
+        >>> z = torch.tensor([[[1.0, -1.0]], [[1.0, 1.0]], [[1.0, -1.0]]])
+        >>> hutchpp(lambda x: x**2, torch.tensor([[1.0, 2.0]]), z[:1], z[1:])[1]  # two of two dimensions
+        tensor([[6.0000]])
     """
     with _Backward(field, x) as back:
         image = torch.stack([back(s.to(x)) for s in sketch], -1).flatten(1, -2)  # J' S, (B, d, m)
