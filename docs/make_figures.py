@@ -87,7 +87,7 @@ def guidance(folder: Path) -> None:
     free = sde.ExactScore(sde.Mixture([1.0] * 14, both, [0.07] * 14), vp)
     line = torch.linspace(-half, half, n, dtype=torch.float64)
     x, t = torch.cartesian_prod(line, line), vp.t_min
-    up = sde.grids.data_scaled(vp, 24, scale=free.data_scale()).flip(0)
+    up = sde.grids.data_scaled(vp, 64, scale=free.data_scale()).flip(0)
     found = {
         "told the class: p(x|c)": given.log_prob(x, t),
         "said: p(x) p(c|x)⁴": (1 - w) * free.log_prob(x, t) + w * given.log_prob(x, t),
