@@ -10,7 +10,7 @@ from sde.plot.images import birth, grid, neighbours
 from sde.plot.line import marginals, space_time
 from sde.plot.points import compare, scatter
 from sde.plot.style import COLOURS, style
-from sde.plot.training import history
+from sde.plot.training import history, variances
 from sde.plot.trajectories import compare_paths, paths, snapshots
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "birth",
     "neighbours",
     "history",
+    "variances",
     "animate",
     "style",
     "COLOURS",

@@ -1,4 +1,4 @@
-"""How a training run went."""
+"""How a training run went, and how much the gradients of its objective scatter."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sde.plot.style import BLACK, BLUE, ORANGE, new_axes, style, to_numpy
+from sde.plot.style import BLACK, BLUE, COLOURS, ORANGE, new_axes, style, to_numpy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,6 +54,45 @@ def history(h: Any, ax: Axes | None = None, window: float = 0.05, **kwargs: Any)
         rate = to_numpy(getattr(h, "lr", [])).ravel()
         if len(rate) == len(step):
             _learning_rate(ax, step, rate)
+    return ax
+
+
+def variances(v: Any, ax: Axes | None = None, log_time: bool = False, **kwargs: Any) -> Axes:
+    """Variance of the gradient by time, a line for each objective; the band is two standard errors either side.
+
+    Args:
+        v: what `sde.train.gradient_variance` finds: `.t`, and `.variance` and `.variance_error` by name.
+        ax: axes to draw on.
+        log_time: logarithmic time, for variance-exploding SDEs.
+        **kwargs: for matplotlib's `plot`, for all lines.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> found = SimpleNamespace(
+        ...     t=[0.1, 0.9], variance={"sliced": [1.0, 2.0]}, variance_error={"sliced": [0.1, 0.2]}
+        ... )
+        >>> ax = variances(found)
+        >>> ax.get_xlabel(), ax.get_yscale()
+        ('time t', 'log')
+    """
+    t = to_numpy(v.t)
+    if not v.variance or t.ndim != 1 or not len(t):
+        raise ValueError(f"v must have times (T,) and a variance, got {t.shape} and {len(v.variance)}: measure some")
+    with style():
+        ax = new_axes(ax, "variances", size=(5.6, 3.4))
+        marks = "os^Dvp*X"
+        for i, (name, values) in enumerate(v.variance.items()):
+            value, error = to_numpy(values), to_numpy(v.variance_error[name])
+            look = {"color": COLOURS[i % len(COLOURS)], "marker": marks[i % len(marks)], "markersize": 4, "label": name}
+            (line,) = ax.plot(t, value, **{**look, **kwargs})
+            low = np.maximum(value - 2 * error, value / 10)  # a logarithmic axis has no place for 0
+            ax.fill_between(t, low, value + 2 * error, color=line.get_color(), alpha=0.2, linewidth=0)
+        ax.set_yscale("log")
+        if log_time:
+            ax.set_xscale("log")
+        ax.set(xlabel="time t", ylabel="variance of the gradient\n(one datum, all weights)")
+        ax.set_title("how much each objective's gradient scatters")
+        ax.legend()
     return ax
 
 

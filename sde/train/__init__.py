@@ -22,6 +22,7 @@ from sde.train.pretrained import note, pretrained, shipped
 from sde.train.run import History, Step
 from sde.train.snapshots import reconstruct
 from sde.train.times import Discrete, LikelihoodTimes, LogNormal, Times, Uniform, default_times
+from sde.train.variance import Variances, gradient_variance
 from sde.train.weights import karras, noise, velocity
 
 __all__ = [
@@ -30,5 +31,6 @@ __all__ = [
     "maximum_likelihood", "min_snr_loss", "edm_loss", "flow_matching",
     "denoising", "unit", "constant", "likelihood", "min_snr", "noise", "velocity", "karras",
     "Times", "Uniform", "LogNormal", "Discrete", "LikelihoodTimes", "default_times", "optimal_transport", "tensorboard",
+    "gradient_variance", "Variances",
     "save", "load", "describe", "rebuild", "CheckpointError", "pretrained", "shipped", "note",
 ]  # fmt: skip

@@ -40,3 +40,25 @@ def test_wrong_histories_are_refused_by_name():
             plot.history(SimpleNamespace(step=step, loss=loss))
     with pytest.raises(ValueError, match="window must be a share of the run"):
         plot.history(SimpleNamespace(step=[0], loss=[1.0]), window=1.5)
+
+
+def test_variances_draw_a_line_with_its_band_for_each_objective():
+    found = SimpleNamespace(
+        t=torch.tensor([0.1, 0.5, 0.9]),
+        variance={"denoising": torch.tensor([4.0, 2.0, 1.0]), "implicit": torch.tensor([1.0, 2.0, 3.0])},
+        variance_error={"denoising": torch.tensor([0.1, 0.2, 9.0]), "implicit": torch.full((3,), 0.1)},
+    )
+    ax = plot.variances(found, log_time=True)
+    assert [line.get_label() for line in ax.lines] == ["denoising", "implicit"]
+    np.testing.assert_allclose(ax.lines[0].get_xdata(), [0.1, 0.5, 0.9], rtol=1e-6)
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), [4, 2, 1])
+    edge = ax.collections[0].get_paths()[0].vertices[:, 1]  # two errors either side, and never below 0
+    assert {3.8, 4.2, 19.0, 0.1} <= {round(float(y), 4) for y in edge}
+    assert (ax.get_xscale(), ax.get_yscale(), ax.get_xlabel()) == ("log", "log", "time t")
+    assert "variance of the gradient" in ax.get_ylabel()
+
+
+def test_variances_of_nothing_are_refused_by_name():
+    for t, variance in (([0.1], {}), ([], {"denoising": []}), (0.1, {"denoising": [1.0]})):
+        with pytest.raises(ValueError, match=r"v must have times \(T,\) and a variance"):
+            plot.variances(SimpleNamespace(t=t, variance=variance, variance_error=variance))

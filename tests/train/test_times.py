@@ -156,3 +156,43 @@ def test_refusals(matrix: sde.ForwardSDE, points: Tensor, small: Callable) -> No
 def test_a_log_normal_needs_a_width(mean: float, std: float) -> None:
     with pytest.raises(ValueError, match="mean must be finite and std positive"):
         LogNormal(mean, std)
+
+
+def test_likelihood_times_keep_the_expectation_of_likelihood_weighting(forward):
+    """Integral of w f over uniform times is that of w f / p over the times' own law, by the midpoint rule."""
+    if not forward.t_min > 0 and not isinstance(forward, sde.MatrixSDE):
+        pytest.skip("no finite integral")
+    times = sde.train.LikelihoodTimes()
+    model = sde.ScoreModel(torch.nn.Identity(), forward, "edm", scale=0.7)
+    u = (torch.arange(1500, dtype=torch.float64) + 0.5) / 1500
+
+    def integrand(t):
+        at = model.levels(t)
+        share = (t - forward.t_min) / (forward.t_max - forward.t_min)
+        return sde.train.likelihood(at, 0.7) * (1.2 + torch.cos(3 * share)), at
+
+    # Uniform times by a mesh that is fine near t_min, where the weight is large.
+    s = forward.t_min + (forward.t_max - forward.t_min) * u**4
+    plain = float((integrand(s)[0] * 4 * u**3).mean())
+    t = times.quantile(forward, u, 0.7)
+    values, at = integrand(t)
+    drawn = values * times.correction(at, forward, 0.7)
+    assert float(drawn.mean()) == pytest.approx(plain, rel=2e-4)
+    # The law of the error is flat: what scatters is f alone.
+    assert float(drawn.std() / drawn.mean()) < 1.0
+
+
+def test_likelihood_times_make_the_loss_scatter_less():
+    model = sde.ScoreModel(torch.nn.Identity(), sde.VP(), "edm")
+    spread = {}
+    for times in (sde.train.Uniform(), sde.train.LikelihoodTimes()):
+        t = times.draw(sde.VP(), 100_000, generator=torch.Generator().manual_seed(0))
+        w = sde.train.loss.rows(model, t, sde.train.likelihood, times).root.square()
+        spread[type(times).__name__] = float(w.var()), float(w.mean())
+    assert spread["LikelihoodTimes"][1] == pytest.approx(spread["Uniform"][1], rel=0.02)
+    assert spread["LikelihoodTimes"][0] < 1e-6 * spread["Uniform"][0]
+
+
+def test_likelihood_times_refuse_an_infinite_integral():
+    with pytest.raises(ValueError, match="likelihood weighting has no finite integral from t_min=0"):
+        sde.train.LikelihoodTimes().quantile(sde.Flow(t_min=0.0), torch.tensor([0.5]))
