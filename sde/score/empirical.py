@@ -131,7 +131,7 @@ class Empirical(Target):
             weights = torch.softmax(self._logits(*part), 1)
             means.append(weights @ data)
             spreads.append((weights * torch.cdist(means[-1], data, compute_mode=DIRECT).square()).sum(1))
-        a, s = (torch.as_tensor(c).to(y).reshape(-1) for c in (alpha, sigma))
+        a, s = (torch.as_tensor(c, dtype=y.dtype, device=y.device).reshape(-1) for c in (alpha, sigma))
         gain = a * torch.cat(spreads) / s**2
         return torch.cat(means).reshape(y.shape), gain, (size - a * gain) / s
 

@@ -135,22 +135,23 @@ class Mixture(Target):
         return x0.reshape(y.shape)
 
     def traced(self, y: Tensor, alpha: Coefficient, sigma: Coefficient) -> tuple[Tensor, Tensor, Tensor]:
-        """By the spread within components and that between their posterior means: no cancellation at either end."""
-        log_r, r, v, axes = self._components(y, alpha, sigma)
-        a, s = (torch.as_tensor(column(c)).to(y) for c in (alpha, sigma))
-        weights, d = torch.softmax(log_r, 1), self.variances.to(y)
-        means = self.means.to(y) + torch.einsum("kij,bkj->bki", axes, a * d / v * r)
-        noises = torch.einsum("kij,bkj->bki", axes, s / v * r)
-        x0 = (weights[..., None] * means).sum(1)
-        between = (weights * (means - x0[:, None]).square().sum(-1)).sum(1)
-        noise = (weights[..., None] * noises).sum(1, keepdim=True)
-        apart = (weights * (noises - noise).square().sum(-1)).sum(1)
-        a, s = a.reshape(-1), s.reshape(-1)
-        return (
-            x0.reshape(y.shape),
-            a * ((weights * (d / v).sum(-1)).sum(1) + between / s**2),
-            s * (weights * (1 / v).sum(-1)).sum(1) - apart / s,
-        )
+        """By the spread S of the components' scores: traces a E[tr d / v] + s^2 S / a and s (E[tr 1 / v] - S).
+
+        No two large numbers cancel at either end. Samples come last, where sums over few numbers are fast.
+        """
+        weights, means, axes, d = (c.to(y) for c in (self.weights, self.means, self.axes, self.variances[..., None]))
+        a, s = (torch.as_tensor(c, dtype=y.dtype, device=y.device).reshape(-1) for c in (alpha, sigma))
+        r = axes.mT @ (self._flat(y).T - a * means[..., None])  # (K, d, B)
+        v = (a**2 * d + s**2).clamp_min(torch.finfo(y.dtype).tiny)
+        steep, shift = r / v, (a * d / v) * r
+        log_p = torch.log(weights)[:, None] - 0.5 * ((r * steep).sum(1) + torch.log(v).sum(1))
+        w = torch.softmax(log_p, 0)
+        scores, size = axes @ steep, means.shape[1]
+        x0 = means.T @ w + axes.transpose(0, 1).reshape(size, -1) @ (w[:, None] * shift).flatten(0, 1)
+        spread = (w * (scores - (w[:, None] * scores).sum(0)).square().sum(1)).sum(0)
+        # Where a = 0 all scores are alike but for rounding, whose square over a rounding is none.
+        gain = a * (w * (d / v).sum(1)).sum(0) + s**2 * spread / a.clamp_min(torch.finfo(y.dtype).eps)
+        return x0.T.reshape(y.shape), gain, s * ((w * (1 / v).sum(1)).sum(0) - spread)
 
     def posterior(self, matrix: Tensor | Sequence, y: Tensor | Sequence, noise: float) -> Mixture:
         r"""Distribution of x0 given y = A x0 + noise n, n ~ N(0, I): a mixture again.
