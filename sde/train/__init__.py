@@ -4,6 +4,7 @@ from sde.train.board import tensorboard
 from sde.train.checkpoint import load, save
 from sde.train.classification import classify
 from sde.train.couple import optimal_transport
+from sde.train.dequantise import Dequantiser, fit_dequantiser
 from sde.train.ema import Power
 from sde.train.fit import fit, fit_steps
 from sde.train.loss import constant, denoising, likelihood, min_snr, unit
@@ -31,6 +32,6 @@ __all__ = [
     "maximum_likelihood", "min_snr_loss", "edm_loss", "flow_matching",
     "denoising", "unit", "constant", "likelihood", "min_snr", "noise", "velocity", "karras",
     "Times", "Uniform", "LogNormal", "Discrete", "LikelihoodTimes", "default_times", "optimal_transport", "tensorboard",
-    "gradient_variance", "Variances",
+    "gradient_variance", "Variances", "Dequantiser", "fit_dequantiser",
     "save", "load", "describe", "rebuild", "CheckpointError", "pretrained", "shipped", "note",
 ]  # fmt: skip

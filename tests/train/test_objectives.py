@@ -129,7 +129,7 @@ def test_gradient_variance_of_a_line_is_the_closed_form():
 
 
 def test_slices_add_the_variance_of_their_signs():
-    """F = A x: the gradient (2 / d)(A x x' - rho v v') has 4 rho^2 (d^2 - d) / d^2 more variance than without slices."""
+    """F = A x: the gradient (2 / d)(A x x' - rho v v') has 4 rho^2 (d^2 - d) / d^2 more than without slices."""
     d, model = 3, sde.ScoreModel(Matrix(3), sde.Flow(), "eps").double()
     data = torch.randn(50_000, d, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     t = torch.tensor([0.6], dtype=torch.float64)
@@ -235,6 +235,30 @@ def test_losses_by_name_are_the_losses_of_the_arguments(small, points, bits):
             sde.fit(model, points, 10, batch=8, generator=torch.Generator().manual_seed(0), progress=False, **told)
             found.append(bits(model))
         torch.testing.assert_close(*found, rtol=1e-6, atol=1e-7)
+
+
+def test_edm_loss_is_the_papers():
+    """Table 1 of Karras et al., data of scale 1/2: ln sigma ~ N(-1.2, 1.2^2), (sigma^2 + 1/4) / (sigma / 2)^2 on x0."""
+    loss, forward = train.edm_loss(), sde.EDM(1e-6, 1e6)  # so wide that nothing is cut
+    u = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    sigma = loss.times.quantile(forward, u, 0.5)
+    torch.testing.assert_close(torch.log(sigma), -1.2 + 1.2 * torch.special.ndtri(u), atol=1e-6, rtol=0)
+    error = 0.3  # of x0, by a network that gives F = x0 / scale
+    at = sde.ScoreModel(nn.Identity(), forward, "x0", scale=0.5).levels(sigma)
+    found = loss.weight(at, 0.5) * (error / 0.5) ** 2
+    torch.testing.assert_close(found, (sigma**2 + 0.25) / (0.5 * sigma) ** 2 * error**2)
+
+
+def test_losses_by_name_are_those_of_their_papers():
+    found = train.min_snr_loss(3.0)
+    assert (found.weight.__name__, found.times) == ("min_snr(3)", train.Uniform())
+    at = sde.ScoreModel(nn.Identity(), sde.VP(), "eps").levels(torch.tensor([0.01, 0.5, 0.9], dtype=torch.float64))
+    snr = (at.alpha / at.sigma) ** 2
+    torch.testing.assert_close(found.weight(at, 1.0), snr.clamp_max(3.0) / snr)  # Hang et al., eq. 8
+    found = train.maximum_likelihood()
+    assert (found.weight, found.times) == (train.likelihood, train.LikelihoodTimes())
+    found = train.flow_matching()
+    assert (found.weight, found.times, found.coupling) == (train.velocity, train.Uniform(), None)
 
 
 def test_batch_loss_is_the_loss_that_fit_makes(small, points):
