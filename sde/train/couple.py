@@ -35,5 +35,19 @@ def optimal_transport(z: Tensor, eps: Tensor) -> Tensor:
     from scipy.optimize import linear_sum_assignment
 
     cost = torch.cdist(z.flatten(1), eps.flatten(1)).square()
-    _, order = linear_sum_assignment(cost.cpu().numpy())
+    _, order = linear_sum_assignment((cost.cpu().double() - _prices(cost).cpu().double()).numpy())
     return eps[torch.from_numpy(order).to(eps.device)]
+
+
+def _prices(cost: Tensor, sweeps: int = 10, share: float = 0.05) -> Tensor:
+    """A price for each column, nearly those of the best assignment, by Sinkhorn's sweeps at a little entropy.
+
+    Prices leave the best assignment what it is. After good ones nearly every row finds its column at once, which halves
+    the time of the search.
+    """
+    rest = cost - cost.min(1, keepdim=True).values
+    scale = (share * rest.std(correction=0)).clamp_min(torch.finfo(cost.dtype).tiny)
+    kernel, v = torch.exp(-rest / scale), torch.ones_like(cost[0])
+    for _ in range(sweeps):
+        v = 1 / (kernel.T @ (1 / (kernel @ v)).clamp_max(1e30)).clamp_min(1e-30)
+    return scale * torch.log(v)
