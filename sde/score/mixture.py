@@ -140,18 +140,23 @@ class Mixture(Target):
         No two large numbers cancel at either end. Samples come last, where sums over few numbers are fast.
         """
         weights, means, axes, d = (c.to(y) for c in (self.weights, self.means, self.axes, self.variances[..., None]))
-        a, s = (torch.as_tensor(c, dtype=y.dtype, device=y.device).reshape(-1) for c in (alpha, sigma))
-        r = axes.mT @ (self._flat(y).T - a * means[..., None])  # (K, d, B)
-        v = (a**2 * d + s**2).clamp_min(torch.finfo(y.dtype).tiny)
-        steep, shift = r / v, (a * d / v) * r
-        log_p = torch.log(weights)[:, None] - 0.5 * ((r * steep).sum(1) + torch.log(v).sum(1))
-        w = torch.softmax(log_p, 0)
-        scores, size = axes @ steep, means.shape[1]
-        x0 = means.T @ w + axes.transpose(0, 1).reshape(size, -1) @ (w[:, None] * shift).flatten(0, 1)
-        spread = (w * (scores - (w[:, None] * scores).sum(0)).square().sum(1)).sum(0)
+        a, s = (c.to(y).reshape(-1) if isinstance(c, Tensor) else c for c in (alpha, sigma))
+        y_, size = self._flat(y).T, means.shape[1]
+        r = axes.mT @ (y_ - a * means[..., None])  # (K, d, B)
+        steepness = 1 / (a**2 * d + s**2).clamp_min(torch.finfo(y.dtype).tiny)
+        inside = d * steepness
+        steep = r * steepness
+        log_c = torch.log(weights)[:, None] + 0.5 * torch.log(steepness).sum(1)
+        w = torch.softmax(torch.sub(log_c, (r * steep).sum(1), alpha=0.5), 0)
+        scores = axes @ steep
+        x0 = means.T @ w + axes.transpose(0, 1).reshape(size, -1) @ ((w[:, None] * (a * inside)) * r).flatten(0, 1)
+        apart = scores - (w[:, None] * scores).sum(0)
+        spread = (w * (apart * apart).sum(1)).sum(0)
+        eps = torch.finfo(y.dtype).eps
         # Where a = 0 all scores are alike but for rounding, whose square over a rounding is none.
-        gain = a * (w * (d / v).sum(1)).sum(0) + s**2 * spread / a.clamp_min(torch.finfo(y.dtype).eps)
-        return x0.T.reshape(y.shape), gain, s * ((w * (1 / v).sum(1)).sum(0) - spread)
+        least = a.clamp_min(eps) if isinstance(a, Tensor) else max(a, eps)
+        gain = a * (w * inside.sum(1)).sum(0) + (s**2 / least) * spread
+        return x0.T.reshape(y.shape), gain, s * ((w * steepness.sum(1)).sum(0) - spread)
 
     def posterior(self, matrix: Tensor | Sequence, y: Tensor | Sequence, noise: float) -> Mixture:
         r"""Distribution of x0 given y = A x0 + noise n, n ~ N(0, I): a mixture again.

@@ -28,10 +28,11 @@ import torch
 from torch import Tensor
 
 from sde.forward import SDE, ForwardSDE, Point, ScalarSDE
+from sde.forward.point import Pairs
 from sde.nodes import Node, tabulated
 from sde.random import Generator
 from sde.score import ExactScore, Model, Target
-from sde.shape import as_time, expand
+from sde.shape import Coefficient, as_time, expand, lincomb
 from sde.solvers import grids
 from sde.solvers.exponential.adams import Adams
 from sde.solvers.integrate import trajectory
@@ -107,16 +108,18 @@ class WithVolume(Model):
         super().__init__()
         assert isinstance(model.sde, ScalarSDE)
         self.model, self.sde, self.event, self.drawn, self.columns = model, model.sde, event, drawn, columns
+        self.flat = len(event) == 1
         self.tabulates, self.size = model.tabulates, model.data_scale() or 1.0
+        mean = model.data_mean()  # asked for at every step, and for a mixture a sum
+        if mean is not None:
+            mean = torch.cat([mean.expand(event).flatten(), mean.new_zeros(columns)])
+        self.mean = mean
 
     def data_scale(self) -> float:  # noqa: D102
         return self.size
 
     def data_mean(self) -> Tensor | None:  # noqa: D102
-        mean = self.model.data_mean()
-        if mean is None:
-            return None
-        return torch.cat([mean.expand(self.event).flatten(), mean.new_zeros(self.columns)])
+        return self.mean
 
     def prior(self, x0_like: Tensor, generator: Generator = None, sde: ForwardSDE | None = None) -> Tensor:
         """There is none: a volume begins at 0."""
@@ -135,15 +138,26 @@ class WithVolume(Model):
         return alpha, sigma, r, -sigma / (self.size * r), alpha * self.size / r
 
     def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Point:  # noqa: D102
+        raw, pairs = self._raw(x, t)
+        return Point.of(self.sde, x, t, x, raw, pairs)
+
+    def move(  # noqa: D102
+        self, x: Tensor, t: float | Tensor, c: Coefficient, c0: Coefficient, c1: Coefficient, **cond: Any
+    ) -> Tensor:
+        raw, (a0, b0, a1, b1) = self._raw(x, t)
+        return lincomb(c + c0 * a0 + c1 * a1, x, c0 * b0 + c1 * b1, raw)
+
+    def _raw(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Pairs]:
+        """The slope and r times its divergence, and the pairs that make endpoints of x = alpha z + sigma eps and it."""
         d = self.event.numel()
-        state = x[:, :d].reshape(-1, *self.event)
+        state = x[:, :d] if self.flat else x[:, :d].reshape(-1, *self.event)
         alpha, sigma, r, p, q = self.frame(t if type(t) is Node else as_time(t))
         if isinstance(alpha, Tensor):
             alpha, sigma, r, p, q = (expand(c, x) for c in (alpha, sigma, r, p, q))
         slope, divergence = self._slope(state, t, p, q)
-        raw = torch.cat([slope.flatten(1), r * divergence], 1)
-        back = self.size / r  # of the endpoints from x = alpha z + sigma eps and the slope
-        return Point.of(self.sde, x, t, x, raw, (q * back, -sigma * back, -p * back, alpha * back))
+        back = self.size / r
+        raw = torch.cat([slope if self.flat else slope.flatten(1), r * divergence], 1)
+        return raw, (q * back, -sigma * back, -p * back, alpha * back)
 
     def _slope(self, x: Tensor, t: float | Tensor, p: Any, q: Any) -> tuple[Tensor, Tensor]:
         """P x0 + q eps and its divergence by x."""
