@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -111,52 +112,55 @@ class Mixture(Target):
         z = randn((n, self.means.shape[1]), generator, dtype=dtype, device=device) * self.variances[k].sqrt()
         return (self.means[k] + (self.axes[k] @ z[..., None])[..., 0]).reshape(n, *self.event)
 
-    def _components(self, y: Tensor, alpha: Coefficient, sigma: Coefficient) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Log w_k N_k(y): (B, K); the residuals along each component's axes and their variances: (B, K, d); axes."""
+    def _components(self, y: Tensor, alpha: Coefficient, sigma: Coefficient) -> Tensor:
+        """Log w_k N_k(y): (B, K)."""
         weights, means, axes, d = (c.to(y) for c in (self.weights, self.means, self.axes, self.variances))
         a, s = column(alpha), column(sigma)
         r = torch.einsum("bki,kij->bkj", self._flat(y)[:, None] - (a * means).to(y.dtype), axes)
-        # A direction of no width at no noise: x0 does not move along it, and only the nearest component can be meant.
         v = torch.as_tensor((a**2 * d + s**2).to(y.dtype)).clamp_min(torch.finfo(y.dtype).tiny)
-        log_p = -0.5 * (r**2 / v + torch.log(2 * math.pi * v)).sum(-1)
-        return torch.log(weights) + log_p, r, v, axes
+        return torch.log(weights) - 0.5 * (r**2 / v + torch.log(2 * math.pi * v)).sum(-1)
 
     def log_marginal(self, y: Tensor, alpha: Coefficient, sigma: Coefficient) -> Tensor:  # noqa: D102
         if not isinstance(sigma, Tensor) and sigma == 0 and bool((self.variances[self.weights > 0] == 0).any()):
             raise ValueError("a component without width in some direction has no density: ask at t > 0")
-        return torch.logsumexp(self._components(y, alpha, sigma)[0], 1)
+        return torch.logsumexp(self._components(y, alpha, sigma), 1)
+
+    def _weighed(self, y: Tensor, alpha: Coefficient, sigma: Coefficient) -> tuple[Any, Any, Tensor, Tensor, Tensor]:
+        """Numbers a and s, residuals r along axes (K, d, B), 1 / v (K, d, 1 or B), and components' weights (K, B).
+
+        Samples come last, where sums over few numbers are fast.
+        """
+        weights, means, axes, d = (c.to(y) for c in (self.weights, self.means, self.axes, self.variances[..., None]))
+        a, s = (c.to(y).reshape(-1) if isinstance(c, Tensor) else c for c in (alpha, sigma))
+        r = axes.mT @ (self._flat(y).T - a * means[..., None])
+        # A direction of no width at no noise: x0 does not move along it, and only the nearest component can be meant.
+        steepness = 1 / (a**2 * d + s**2).clamp_min(torch.finfo(y.dtype).tiny)
+        log_c = torch.log(weights)[:, None] + 0.5 * torch.log(steepness).sum(1)
+        return a, s, r, steepness, torch.softmax(torch.sub(log_c, (r * r * steepness).sum(1), alpha=0.5), 0)
+
+    def _denoised(self, y: Tensor, r: Tensor, gain: Tensor, w: Tensor) -> Tensor:
+        """Sum of the components' x0 by their weights: m_k + V gain r."""
+        across = self.axes.to(y).transpose(0, 1).reshape(self.means.shape[1], -1)
+        return (self.means.to(y).T @ w + across @ (w[:, None] * gain * r).flatten(0, 1)).T.reshape(y.shape)
 
     def denoise(self, y: Tensor, alpha: Coefficient, sigma: Coefficient) -> Tensor:  # noqa: D102
-        log_r, r, v, axes = self._components(y, alpha, sigma)
-        shift = (column(alpha) * self.variances.to(y)).to(y.dtype) / v * r
-        weights = torch.softmax(log_r, 1)
-        # Two factors at a time: einsum of all three would make a matrix for every sample and component.
-        x0 = weights @ self.means.to(y) + torch.einsum("kij,bkj->bi", axes, weights[..., None] * shift)
-        return x0.reshape(y.shape)
+        a, _, r, steepness, w = self._weighed(y, alpha, sigma)
+        return self._denoised(y, r, a * self.variances.to(y)[..., None] * steepness, w)
 
     def traced(self, y: Tensor, alpha: Coefficient, sigma: Coefficient) -> tuple[Tensor, Tensor, Tensor]:
         """By the spread S of the components' scores: traces a E[tr d / v] + s^2 S / a and s (E[tr 1 / v] - S).
 
-        No two large numbers cancel at either end. Samples come last, where sums over few numbers are fast.
+        No two large numbers cancel at either end.
         """
-        weights, means, axes, d = (c.to(y) for c in (self.weights, self.means, self.axes, self.variances[..., None]))
-        a, s = (c.to(y).reshape(-1) if isinstance(c, Tensor) else c for c in (alpha, sigma))
-        y_, size = self._flat(y).T, means.shape[1]
-        r = axes.mT @ (y_ - a * means[..., None])  # (K, d, B)
-        steepness = 1 / (a**2 * d + s**2).clamp_min(torch.finfo(y.dtype).tiny)
-        inside = d * steepness
-        steep = r * steepness
-        log_c = torch.log(weights)[:, None] + 0.5 * torch.log(steepness).sum(1)
-        w = torch.softmax(torch.sub(log_c, (r * steep).sum(1), alpha=0.5), 0)
-        scores = axes @ steep
-        x0 = means.T @ w + axes.transpose(0, 1).reshape(size, -1) @ ((w[:, None] * (a * inside)) * r).flatten(0, 1)
+        a, s, r, steepness, w = self._weighed(y, alpha, sigma)
+        inside, eps = self.variances.to(y)[..., None] * steepness, torch.finfo(y.dtype).eps
+        scores = self.axes.to(y) @ (r * steepness)
         apart = scores - (w[:, None] * scores).sum(0)
         spread = (w * (apart * apart).sum(1)).sum(0)
-        eps = torch.finfo(y.dtype).eps
         # Where a = 0 all scores are alike but for rounding, whose square over a rounding is none.
         least = a.clamp_min(eps) if isinstance(a, Tensor) else max(a, eps)
         gain = a * (w * inside.sum(1)).sum(0) + (s**2 / least) * spread
-        return x0.T.reshape(y.shape), gain, s * ((w * steepness.sum(1)).sum(0) - spread)
+        return self._denoised(y, r, a * inside, w), gain, s * ((w * steepness.sum(1)).sum(0) - spread)
 
     def posterior(self, matrix: Tensor | Sequence, y: Tensor | Sequence, noise: float) -> Mixture:
         r"""Distribution of x0 given y = A x0 + noise n, n ~ N(0, I): a mixture again.
