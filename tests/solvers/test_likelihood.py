@@ -56,6 +56,30 @@ def test_it_integrates_to_one(name):
     assert likelihood(sde.ExactScore(target, SDES[name]), n=16) < 3e-5
 
 
+@pytest.mark.parametrize("name", ["VP", "EDM", "Flow"])
+def test_it_integrates_to_one_over_the_plane(name):
+    """By equal weights on a grid, which is exact to rounding for what is smooth and ends within it."""
+    target = sde.Mixture([0.3, 0.7], [[-1.0, 0.5], [0.8, -0.4]], [[[0.2, 0.1], [0.1, 0.3]], [[0.15, 0.0], [0.0, 0.25]]])
+    line = torch.linspace(-4.5, 4.5, 41, dtype=torch.float64)
+    model = sde.ExactScore(target.double(), SDES[name])
+    cell = float(line[1] - line[0]) ** 2
+    for trace in (None, sde.ExactTrace()):
+        total = log_prob(model, torch.cartesian_prod(line, line), trace=trace).exp().sum() * cell
+        assert float(total) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("trace", [None, sde.ExactTrace(), sde.Hutchinson(2)], ids=["closed form", "exact", "estimate"])
+def test_data_that_are_not_contiguous_are_as_their_copy(trace):
+    target = sde.Gaussian(torch.zeros(3, 2), torch.linspace(0.2, 0.6, 6))
+    model, x = sde.ExactScore(target, sde.VP()), target.sample(4, generator()).float()
+    across = x.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    assert not across.is_contiguous()
+    found, same = (log_prob(model, y, trace=trace, generator=generator(1)) for y in (across, x))
+    torch.testing.assert_close(found, same, rtol=1e-5, atol=1e-5)
+    every_second = torch.stack([x, x], 1).flatten(0, 1)[::2]
+    torch.testing.assert_close(log_prob(model, every_second, trace=trace, generator=generator(1)), same)
+
+
 def test_any_event_shape_and_dtype():
     cov = torch.linspace(0.2, 0.6, 8)
     target = sde.Gaussian(torch.arange(8.0).reshape(2, 2, 2) / 8, cov)
@@ -216,5 +240,6 @@ def test_states_and_solvers_that_do_not_fit_are_refused(two_modes):
         log_prob(model, torch.zeros(0, 2))
     with pytest.raises(ValueError, match="not finite"):
         log_prob(model, torch.full((1, 2), math.nan))
-    with pytest.raises(TypeError, match=r"x must be float32 or float64, got torch.bfloat16: use x.float\(\)"):
-        log_prob(model, torch.zeros(1, 2, dtype=torch.bfloat16))
+    for dtype in (torch.bfloat16, torch.float16, torch.int64):
+        with pytest.raises(TypeError, match=rf"x must be float32 or float64, got {dtype}: use x.float\(\)"):
+            log_prob(model, torch.zeros(1, 2, dtype=dtype))
