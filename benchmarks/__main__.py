@@ -14,6 +14,8 @@ from benchmarks import (
     accuracy_report,
     gpu,
     gpu_nets,
+    likelihood,
+    likelihood_report,
     orders,
     orders_report,
     overhead,
@@ -74,6 +76,14 @@ def restorations(out: Path, given: argparse.Namespace) -> str:
     return posterior_report.report(result)
 
 
+def densities(out: Path, given: argparse.Namespace) -> str:
+    few = {"problems": likelihood.PROBLEMS[::3], "points": 40, "rounds": 3, "steps": 100, "quick": True}
+    with quiet():
+        result = likelihood.measure(**few) if given.quick else likelihood.measure()
+    likelihood_report.picture(result, out / "likelihood.png")
+    return likelihood_report.report(result)
+
+
 def slopes(out: Path, given: argparse.Namespace) -> str:
     result = orders.measure(kinds=("VP",), every=6) if given.quick else orders.measure()
     orders_report.picture(result, out / "orders.png")
@@ -115,6 +125,7 @@ BENCHMARKS: dict[str, Callable[[Path, argparse.Namespace], str]] = {
     "accuracy": errors,
     "stochastic": noises,
     "posterior": restorations,
+    "likelihood": densities,
     "orders": slopes,
     "gpu": images,
     "gpu-profile": kernels,
