@@ -16,6 +16,8 @@ from benchmarks import (
     gpu_nets,
     likelihood,
     likelihood_report,
+    objectives,
+    objectives_report,
     orders,
     orders_report,
     overhead,
@@ -84,6 +86,13 @@ def densities(out: Path, given: argparse.Namespace) -> str:
     return likelihood_report.report(result)
 
 
+def losses(out: Path, given: argparse.Namespace) -> str:
+    few = {"seconds": 0.02, "seeds": 1, "test": 50, "turn": 2, "rounds": 3}
+    result = objectives.measure(**few) if given.quick else objectives.measure()
+    objectives_report.picture(result, out / "objectives.png")
+    return objectives_report.report(result)
+
+
 def slopes(out: Path, given: argparse.Namespace) -> str:
     result = orders.measure(kinds=("VP",), every=6) if given.quick else orders.measure()
     orders_report.picture(result, out / "orders.png")
@@ -126,6 +135,7 @@ BENCHMARKS: dict[str, Callable[[Path, argparse.Namespace], str]] = {
     "stochastic": noises,
     "posterior": restorations,
     "likelihood": densities,
+    "objectives": losses,
     "orders": slopes,
     "gpu": images,
     "gpu-profile": kernels,
