@@ -46,7 +46,7 @@ class Plan:
     evaluations: tuple[int, ...] = (18, 35)
     test: int = 1000
     bits_at_once: int = 250
-    bits_steps: int = 16
+    bits_steps: int = 32
     tiny: bool = False
 
     def rate(self, seconds: float) -> float:
