@@ -89,7 +89,7 @@ def round_trip(
         model: Any score model in eval mode.
         x: States at t_min, (B, \*D), or (B, K, \*D) for a matrix SDE: data, as errors grow where no data are.
         solver: Default: `RK4`.
-        times: Grid that runs up. Default: 128 steps, densest where noise and data are alike.
+        times: Grid that runs up. Default: 144 steps, densest where noise and data are alike.
         rtol: Root mean square error allowed, relative to that of x.
 
     Returns:

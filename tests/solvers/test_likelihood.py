@@ -201,7 +201,7 @@ class TwistedFlow(sde.Wrapper):
 
 def test_what_is_no_flow_is_told(two_modes):
     model = TwistedFlow(sde.ExactScore(two_modes, sde.VP()))
-    with pytest.raises(LawViolation, match=r"law 7 is broken by TwistedFlow under VP: up and down by RK4 in 128 steps"):
+    with pytest.raises(LawViolation, match=r"law 7 is broken by TwistedFlow under VP: up and down by RK4 in 144 steps"):
         round_trip(model, two_modes.sample(8, generator()), rtol=1e-6)
 
 
