@@ -157,7 +157,7 @@ def test_a_coupled_model_and_a_matrix_sde_have_bits(correlated):
     assert torch.equal(one.bits, two.bits)
     model = sde.ExactScore(sde.Gaussian([0.0, 0.1], 0.1), sde.CLD())
     state = model.sde.perturb(torch.zeros(4, 2).double(), model.sde.t_min, generator()).x
-    found = bits_per_dim(model, state, dequantize=False, probes=0, offset=0.0, steps=128)
+    found = bits_per_dim(model, state, dequantize=False, probes=0, offset=0.0, steps=144)
     torch.testing.assert_close(found.bits[:, 0], -log_prob(model, state) / 4 / math.log(2))
 
 

@@ -43,7 +43,7 @@ from sde.solvers.solver import SelfPaced, Solver
 
 STEPS = 144
 WIDTHS = (0.5, 1.2)
-"""Of the grid, see `grids.data_scaled`. On a sampler's, which saves steps at low noise, modes that lie far apart in many
+"""Of the grid, see `grids.data_scaled`. On a sampler's, which saves steps at low noise, modes far apart in many
 dimensions can make the rule of order 4 unstable."""
 EXACT = 256
 """Coordinates up to which the divergence of a network is exact by default."""
