@@ -102,6 +102,26 @@ def guidance(folder: Path) -> None:
     save(figure, folder / "guidance.png", dpi=120)
 
 
+def objectives(folder: Path) -> None:
+    """How much the gradients of three losses scatter, for a trained network on three Gaussians."""
+    rng = common.generators(SEED, "objectives")
+    law = sde.Mixture([0.5, 0.3, 0.2], [[-1.2, -0.4], [1.0, 0.9], [0.9, -1.1]], [0.12, 0.06, 0.04])
+    x = law.sample(20_000, next(rng)).float()
+    with common.initial_weights(SEED):
+        net = sde.nets.MLP(dim=2, width=64, depth=2)
+    model = sde.ScoreModel(net, sde.VP(), mean=x.mean(0), scale=float(x.std()))
+    sde.fit(model, x, 1500, lr=4e-3, generator=next(rng), progress=False)
+    losses = {
+        "Denoising()": sde.train.Denoising(),
+        "Implicit()": sde.train.Implicit(),
+        "Sliced()": sde.train.Sliced(),
+    }
+    found = sde.train.gradient_variance(
+        model, x, losses, torch.linspace(0.01, 1, 16), weight=sde.train.noise, generator=next(rng)
+    )
+    save(sde.plot.variances(found).figure, folder / "objectives.png", dpi=120)
+
+
 def save(figure, path: Path, dpi: int) -> None:
     """A picture of few bytes: a palette is enough for a page."""
     from PIL import Image
@@ -115,7 +135,7 @@ def save(figure, path: Path, dpi: int) -> None:
 def main() -> None:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent / "_static")
     folder.mkdir(parents=True, exist_ok=True)
-    for draw in (line, moons, digits, guidance):
+    for draw in (line, moons, digits, guidance, objectives):
         draw(folder)
     for path in sorted(folder.iterdir()):
         size, most = path.stat().st_size, MOST.get(path.suffix, 10**9)
