@@ -26,7 +26,7 @@ from sde.solvers.likelihood.log_prob import times_up
 GOAL = 5e-5
 """Mean absolute error in nats that counts as agreement."""
 OURS, BEST = "sde", "sde, fewest steps"
-STEPS = (40, 48, 56, 64, 72, 80, 88, 96, 104, 112, 128, 160)
+STEPS = (48, 56, 64, 72, 80, 88, 96, 104, 112, 128, 144, 160)
 NETWORK_POINTS = 200
 PROBLEMS = ("ring, Flow", "ring, VP", "ring, EDM", "ten, Flow", "ten, VP", "ten, EDM", "network, Flow")
 

@@ -116,6 +116,10 @@ def picture(result: Result, path: Path) -> None:
         ax.axhline(GOAL, color=GREY, linewidth=1)
         _points(ax, [s for s in result.tried if s.problem == name], [s for s in result.kept if s.problem == name])
         ax.set(xscale="log", yscale="log", title=name, xlabel="points a second")
+        low, high = ax.get_xlim()
+        ticks = [m * 10**k for k in range(1, 6) for m in (1, 3) if low <= m * 10**k <= high]
+        ax.set_xticks(ticks, [f"{v:,}" for v in ticks])
+        ax.set_xticks([], minor=True)
         ax.title.set_fontsize(10)
     axes[0, 0].set_ylim(1e-7, 3)
     for ax in axes[:, 0]:
