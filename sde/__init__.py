@@ -105,6 +105,7 @@ from sde.solvers import (
     Trajectory,
     UniPC,
     bits_per_dim,
+    elbo,
     fitted_times,
     grids,
     integrate,
@@ -137,7 +138,8 @@ __all__ = [
     "DPMSolverPP", "DormandPrince", "Euler", "EulerMaruyama", "GDDIM", "Heun", "IPNDM", "Interval", "Langevin",
     "MatrixAdams", "Milstein", "PNDM", "Picard", "PredictorCorrector", "RK4", "Restart", "ReverseDiffusion", "RhoRK",
     "SASolver", "SEEDS", "SRA1", "SRA3", "SSCS", "ScipySolver", "TorchdiffeqSolver", "UniPC",
-    "log_prob", "log_likelihood", "LogLikelihood", "bits_per_dim", "BitsPerDim", "ExactTrace", "Hutchinson", "HutchPP",
+    "log_prob", "log_likelihood", "LogLikelihood", "bits_per_dim", "BitsPerDim", "elbo",
+    "ExactTrace", "Hutchinson", "HutchPP",
     # training
     "fit", "fit_steps", "History", "save", "load", "pretrained",
     # noise
