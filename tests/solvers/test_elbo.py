@@ -158,14 +158,14 @@ def test_any_cells_are_unbiased():
 
 
 def test_contributions_add_up_and_the_prior_is_counted():
-    model = sde.ExactScore(sde.Mixture([0.5, 0.5], [[-3.0], [3.0]], [0.1, 0.1]), sde.OrnsteinUhlenbeck(t_max=1.0))
-    x = model.target.sample(200, generator())
+    model = sde.ExactScore(sde.Mixture([0.5, 0.5], [[-3.0], [3.0]], [0.1, 0.1]), sde.OrnsteinUhlenbeck(t_max=0.1))
+    x = model.target.sample(8000, generator())
     found = elbo(model, x, cells=8, generator=generator(1))
     assert found.times.tolist()[0] == pytest.approx(model.sde.t_min)
-    assert float(found.times[-1]) == pytest.approx(1.0)
+    assert float(found.times[-1]) == pytest.approx(0.1)
     total = found.base.mean() + found.prior.mean() + found.by_time.sum()
     assert float(total) == pytest.approx(found.mean)
-    assert float(found.prior.abs().max()) > 0.1  # data are not yet Gaussian at t_max
+    assert float(found.prior.mean()) > 0.5  # data are not yet Gaussian at t_max
     assert abs(z_score(found, model.log_prob(x, model.sde.t_min))) < 4
     assert found.by_time_error.shape == (8,)
     assert found.evaluations == 64
