@@ -11,7 +11,7 @@ What is where:
     adaptive/      embedded (pairs), stochastic; their coordinate, pace and brownian increments; backends
     parallel/      picard, rounds
     matrix/        gddim (with MatrixAdams), splitting
-    likelihood/    traces, log_prob, bits, elbo
+    likelihood/    traces, log_prob, bits, elbo, table_bound
 """
 
 from sde.solvers import grids
@@ -33,6 +33,7 @@ from sde.solvers.integrate import Trajectory, integrate, record, trajectory
 from sde.solvers.likelihood.bits import BitsPerDim, bits_per_dim
 from sde.solvers.likelihood.elbo import Elbo, elbo
 from sde.solvers.likelihood.log_prob import LogLikelihood, log_likelihood, log_prob
+from sde.solvers.likelihood.table_bound import TableBound, table_bound
 from sde.solvers.likelihood.traces import ExactTrace, Hutchinson, HutchPP, Trace, divergence, hutchinson, hutchpp
 from sde.solvers.matrix.gddim import GDDIM, MatrixAdams
 from sde.solvers.matrix.splitting import SSCS
@@ -52,6 +53,7 @@ __all__ = [
     "DPMSolverPP", "DormandPrince", "Euler", "EulerMaruyama", "GDDIM", "Heun", "IPNDM", "Interval", "Langevin",
     "MatrixAdams", "Milstein", "PNDM", "Picard", "PredictorCorrector", "RK4", "Restart", "ReverseDiffusion", "RhoRK",
     "SASolver", "SEEDS", "SRA1", "SRA3", "SSCS", "ScipySolver", "TorchdiffeqSolver", "UniPC",
-    "log_prob", "log_likelihood", "LogLikelihood", "bits_per_dim", "BitsPerDim", "elbo", "Elbo",
+    "log_prob", "log_likelihood", "LogLikelihood", "bits_per_dim", "BitsPerDim",
+    "elbo", "Elbo", "table_bound", "TableBound",
     "Trace", "ExactTrace", "Hutchinson", "HutchPP", "divergence", "hutchinson", "hutchpp",
 ]  # fmt: skip
