@@ -13,7 +13,7 @@ WORKERS ?= 2
 CANDIDATES := python3 python python3.13 python3.12 python3.11 python3.14
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 # Peers whose declared requirements would bring torchvision or CUDA: see pyproject.toml.
-PEERS := azula==0.11.1 torchcfm==1.0.7 smalldiffusion==0.5.0 k-diffusion==0.1.1.post1 deepinv==0.5.0
+PEERS := azula==0.11.1 torchcfm==1.0.7 smalldiffusion==0.5.0 k-diffusion==0.1.1.post1 deepinv==0.5.0 zuko==1.6.0
 # Small tensors gain nothing from threads, and two workers share two cores.
 RUN := env OMP_NUM_THREADS=1 MPLBACKEND=Agg
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
