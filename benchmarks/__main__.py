@@ -12,6 +12,7 @@ import torch
 from benchmarks import (
     accuracy,
     accuracy_report,
+    distill,
     gpu,
     gpu_nets,
     likelihood,
@@ -78,6 +79,12 @@ def restorations(out: Path, given: argparse.Namespace) -> str:
     return posterior_report.report(result)
 
 
+def few_steps(out: Path, given: argparse.Namespace) -> str:
+    books = distill.measure(distill.TINY, distill.TINY) if given.quick else distill.measure()
+    distill.picture(books, out / "distill.png")
+    return distill.report(books)
+
+
 def densities(out: Path, given: argparse.Namespace) -> str:
     few = {"problems": likelihood.PROBLEMS[::3], "points": 40, "rounds": 3, "steps": 100, "quick": True}
     with quiet():
@@ -137,6 +144,7 @@ BENCHMARKS: dict[str, Callable[[Path, argparse.Namespace], str]] = {
     "likelihood": densities,
     "objectives": losses,
     "orders": slopes,
+    "distill": few_steps,
     "gpu": images,
     "gpu-profile": kernels,
     "quality": qualities,

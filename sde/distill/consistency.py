@@ -67,8 +67,8 @@ def rungs(curriculum: tuple[int, int], step: int, steps: int) -> int:
         [10, 10, 20, 40, 80, 80]
     """
     first, last = curriculum
-    length = max(1, steps // (math.floor(math.log2(last / first)) + 1))
-    return min(first * 2 ** (step // length), last)
+    stages = math.ceil(math.log2(last / first)) + 1
+    return min(first * 2 ** (step * stages // steps), last)
 
 
 def huber(scale: float, numbers: int) -> float:

@@ -52,7 +52,7 @@ def jump(model: Model, x: Tensor, t: float | Tensor, s: float | Tensor | None = 
         True
     """
     sde = scalar(model)
-    alpha, sigma = sde.levels(sde.t_min if s is None else s)
+    alpha, sigma = sde.levels(as_time(sde.t_min if s is None else s))
     return model(x, t, **cond).combine(expand(alpha, x), expand(sigma, x))
 
 
@@ -147,5 +147,5 @@ class Multistep(Solver):
         assert isinstance(sde, ReverseSDE)
         model, forward = sde.model, scalar(sde.model)
         end = min(float(s), forward.t_min)
-        y = model.move(x, t, 0.0, *map(float, forward.levels(end)))
-        return forward.transition(y, end, float(s), noise.normal(x, t, s)) if float(s) > end else y
+        y = model.move(x, t, 0.0, *map(float, forward.levels(as_time(end))))
+        return forward.transition(y, as_time(end), as_time(s), noise.normal(x, t, s)) if float(s) > end else y

@@ -11,7 +11,7 @@ What is where:
     adaptive/      embedded (pairs), stochastic; their coordinate, pace and brownian increments; backends
     parallel/      picard, rounds
     matrix/        gddim (with MatrixAdams), splitting
-    likelihood/    traces, log_prob, bits, elbo, table_bound
+    likelihood/    traces, log_prob, bits, elbo, table_bound, mutual
 """
 
 from sde.solvers import grids
@@ -33,6 +33,12 @@ from sde.solvers.integrate import Trajectory, integrate, record, trajectory
 from sde.solvers.likelihood.bits import BitsPerDim, bits_per_dim
 from sde.solvers.likelihood.elbo import Elbo, elbo
 from sde.solvers.likelihood.log_prob import LogLikelihood, log_likelihood, log_prob
+from sde.solvers.likelihood.mutual import (
+    ConditionInformation,
+    Information,
+    condition_information,
+    mutual_information,
+)
 from sde.solvers.likelihood.table_bound import TableBound, table_bound
 from sde.solvers.likelihood.traces import ExactTrace, Hutchinson, HutchPP, Trace, divergence, hutchinson, hutchpp
 from sde.solvers.matrix.gddim import GDDIM, MatrixAdams
@@ -55,5 +61,6 @@ __all__ = [
     "SASolver", "SEEDS", "SRA1", "SRA3", "SSCS", "ScipySolver", "TorchdiffeqSolver", "UniPC",
     "log_prob", "log_likelihood", "LogLikelihood", "bits_per_dim", "BitsPerDim",
     "elbo", "Elbo", "table_bound", "TableBound",
+    "mutual_information", "Information", "condition_information", "ConditionInformation",
     "Trace", "ExactTrace", "Hutchinson", "HutchPP", "divergence", "hutchinson", "hutchpp",
 ]  # fmt: skip
