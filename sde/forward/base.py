@@ -161,6 +161,23 @@ class ForwardSDE(SDE):
         """What a network is told about a tensor of times; finite on [t_min, t_max]."""
 
     @abstractmethod
+    def log_snr(self, t: float | Tensor) -> Tensor:
+        """Log alpha^2 / sigma^2 of the statistic, decreasing in t."""
+
+    def time_at(self, log_snr: Tensor) -> Tensor:
+        """Time at which `log_snr` takes the given values, clipped to [t_min, t_max]."""
+        return self.inverse(as_time(log_snr)).clamp(self.t_min, self.t_max)
+
+    def inverse(self, log_snr: Tensor) -> Tensor:
+        """Inverse of `log_snr`, any value outside of its range: by bisection, unless a subclass states it."""
+        low, high = torch.full_like(log_snr, self.t_min), torch.full_like(log_snr, self.t_max)
+        for _ in range(60):  # halvings of an interval in float64
+            mid = (low + high) / 2
+            early = self.log_snr(mid) > log_snr
+            low, high = torch.where(early, mid, low), torch.where(early, high, mid)
+        return (low + high) / 2
+
+    @abstractmethod
     def rates_of_statistic(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """alpha, sigma of the statistic and their time derivatives at a tensor of times."""
 

@@ -30,6 +30,9 @@ from sde.shape import Coefficient, as_time, expand, placed, sum_event
 
 Matrix = Sequence[Sequence[float]]
 
+MESH = 4096
+"""Cells in which `MatrixSDE.inverse` looks for times."""
+
 
 def act(m: Tensor, x: Tensor) -> Tensor:
     r"""Matrix (K, J) or (B, K, J) on the channels of x: (B, J, \*D) to (B, K, \*D)."""
@@ -296,6 +299,23 @@ class MatrixSDE(ForwardSDE):
             tau = self._factors(u)[4]
             (dtau,) = torch.autograd.grad(tau.sum(), u)
         return torch.ones_like(dtau), tau.detach(), torch.zeros_like(dtau), dtau
+
+    def log_snr(self, t: float | Tensor) -> Tensor:  # noqa: D102
+        return -2 * torch.log(self._factors(as_time(t))[4])
+
+    def inverse(self, log_snr: Tensor) -> Tensor:
+        """Inverse of `log_snr`: many values by three secants within the cells of a mesh, which leave 1e-12."""
+        if log_snr.numel() < MESH:
+            return super().inverse(log_snr)
+        mesh = self.t_min + (self.t_max - self.t_min) * torch.linspace(0, 1, MESH + 1).to(log_snr) ** 3
+        value = self.log_snr(mesh)
+        i = torch.searchsorted(-value, -log_snr.contiguous()).clamp(1, MESH)
+        low, high = mesh[i - 1], mesh[i]
+        (t, off), (t1, off1) = (low, value[i - 1] - log_snr), (high, value[i] - log_snr)
+        for _ in range(3):
+            t2 = torch.where(off1 == off, t1, t1 - off1 * (t1 - t) / (off1 - off)).clamp(low, high)
+            (t, off), (t1, off1) = (t1, off1), (t2, self.log_snr(t2) - log_snr)
+        return t1
 
     def clock(self, t: Tensor) -> Tensor:
         """log(tau) / 4, the noise of the statistic: see `ScalarSDE.clock`."""

@@ -87,19 +87,6 @@ class ScalarSDE(ForwardSDE):
         t = as_time(t)
         return 2 * (torch.log(self._made("alpha", t)) - torch.log(self._made("sigma", t)))
 
-    def time_at(self, log_snr: Tensor) -> Tensor:
-        """Time at which `log_snr` takes the given values, clipped to [t_min, t_max]."""
-        return self.inverse(as_time(log_snr)).clamp(self.t_min, self.t_max)
-
-    def inverse(self, log_snr: Tensor) -> Tensor:
-        """Inverse of `log_snr`, any value outside of its range: by bisection, unless a subclass states it."""
-        low, high = torch.full_like(log_snr, self.t_min), torch.full_like(log_snr, self.t_max)
-        for _ in range(60):  # halvings of an interval in float64
-            mid = (low + high) / 2
-            early = self.log_snr(mid) > log_snr
-            low, high = torch.where(early, mid, low), torch.where(early, high, mid)
-        return (low + high) / 2
-
     def clock(self, t: Tensor) -> Tensor:
         """log(sigma / alpha) / 4, as in Karras et al. (2022), 2206.00364; cut at 4, as alpha may reach 0."""
         return (-self.log_snr(t) / 8).clamp(-4, 4)

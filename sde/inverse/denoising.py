@@ -21,7 +21,6 @@ from sde.score import Model
 from sde.shape import as_time
 from sde.solvers import Heun, SASolver, Solver, default_times, sample
 
-HALVINGS = 60
 """Of an interval of times in float64."""
 
 
@@ -65,20 +64,7 @@ def time_of_noise(model: Model, noise: float | Tensor) -> Tensor:
             f"noise must lie in [{low:.4g}, {high:.4g}], the levels that the model's {type(model.sde).__name__} goes "
             f"through, got {shown}: it is a standard deviation in the data's units"
         )
-    if isinstance(model.sde, ScalarSDE):
-        return model.sde.time_at(-2 * torch.log(level))
-    return _time_by_bisection(model.sde, level)
-
-
-def _time_by_bisection(forward: ForwardSDE, level: Tensor) -> Tensor:
-    """Noise never falls with time, as a later state says no more of the data than an earlier one."""
-    low, high = (torch.full_like(level, t) for t in (forward.t_min, forward.t_max))
-    for _ in range(HALVINGS):
-        mid = (low + high) / 2
-        alpha, sigma, *_ = forward.rates_of_statistic(mid)
-        early = sigma < alpha * level
-        low, high = torch.where(early, mid, low), torch.where(early, high, mid)
-    return (low + high) / 2
+    return model.sde.time_at(-2 * torch.log(level))
 
 
 def times_below(model: Model, t: float, steps: int) -> Tensor:

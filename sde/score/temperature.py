@@ -96,9 +96,9 @@ class Temperature(Wrapper):
         level = noise_level(self.sde, t)
         assert isinstance(level, Tensor)
         level = level / math.sqrt(self.temperature)
-        if not isinstance(self.sde, ScalarSDE):
-            return _time_of(self.sde, level), torch.ones_like(level)
         time = self.sde.time_at(-2 * torch.log(level))
+        if not isinstance(self.sde, ScalarSDE):
+            return time, torch.ones_like(level)
         (alpha, sigma), (alpha1, sigma1) = self.sde.levels(t), self.sde.levels(time)
         # Where alpha is 0 the ratio is the other's, by way of the noise levels.
         by_noise = math.sqrt(self.temperature) * sigma1 / sigma
@@ -114,14 +114,3 @@ class Temperature(Wrapper):
 
     def data_scale(self) -> float:  # noqa: D102
         return math.sqrt(self.temperature) * self.model.data_scale()
-
-
-def _time_of(sde: ForwardSDE, level: Tensor) -> Tensor:
-    """Times at which the statistic has the given noise levels, by bisection within [t_min, t_max]."""
-    low, high = torch.full_like(level, sde.t_min), torch.full_like(level, sde.t_max)
-    for _ in range(50):
-        mid = (low + high) / 2
-        alpha, sigma = sde.rates_of_statistic(mid)[:2]
-        above = sigma / alpha > level
-        low, high = torch.where(above, low, mid), torch.where(above, mid, high)
-    return (low + high) / 2

@@ -127,13 +127,7 @@ class LikelihoodTimes(Times):
     def quantile(self, sde: ForwardSDE, u: Tensor, scale: float = 1.0) -> Tensor:  # noqa: D102
         first, last = self._ends(sde, scale)
         wanted = first + u.double() * (last - first)
-        low = torch.full_like(wanted, sde.t_min)
-        high = torch.full_like(wanted, sde.t_max)
-        for _ in range(60):  # by halves, as a matrix SDE has no inverse of its own
-            middle = (low + high) / 2
-            early = self._mass(sde, middle, scale) > wanted
-            low, high = torch.where(early, middle, low), torch.where(early, high, middle)
-        return (low + high) / 2
+        return sde.time_at(torch.log(torch.expm1(2 * wanted)) - 2 * math.log(scale))
 
     def correction(self, at: Levels, sde: ForwardSDE, scale: float = 1.0) -> Tensor:  # noqa: D102
         first, last = self._ends(sde, scale)

@@ -116,10 +116,10 @@ def test_distilling_a_gaussian_gives_its_affine_function(
         return float((distill.jump(model, x, forward.t_max) - true).square().mean().sqrt()) / 0.6
 
     before = error()
-    how: dict[str, Any] = {"curriculum": (8, 32), "lr": 3e-3, "ema": 0.98, "warmup": 20, "progress": False}
-    distill.consistency(model, data, 500, teacher=teacher, batch=128, generator=generator, **how)
+    how: dict[str, Any] = {"curriculum": (8, 32), "lr": 1e-2, "ema": 0.98, "warmup": 20, "progress": False}
+    distill.consistency(model, data, 1000, teacher=teacher, batch=128, generator=generator, **how)
     assert before > 0.3
-    assert error() < 0.08
+    assert error() < 0.08, error()
 
 
 def test_training_without_a_teacher_finds_the_flow(generator: torch.Generator) -> None:

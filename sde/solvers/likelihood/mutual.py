@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sde.forward import ForwardSDE, ScalarSDE
+from sde.forward import ForwardSDE
 from sde.random import Generator, rand
 from sde.score import Model
 from sde.shape import as_time, expand, sum_event
@@ -259,14 +259,7 @@ class _Levels:
         return v
 
     def time_of(self, v: Tensor) -> Tensor:
-        if isinstance(self.sde, ScalarSDE):
-            return self.sde.time_at(torch.log(torch.expm1(v)) - 2 * math.log(self.c))
-        low, high = torch.full_like(v, self.sde.t_min), torch.full_like(v, self.sde.t_max)
-        for _ in range(60):  # halvings of an interval in float64: a matrix SDE has no inverse of its own
-            middle = (low + high) / 2
-            early = self.coordinate(middle) > v
-            low, high = torch.where(early, middle, low), torch.where(early, high, middle)
-        return (low + high) / 2
+        return self.sde.time_at(torch.log(torch.expm1(v)) - 2 * math.log(self.c))
 
     def draws(self, edges: Tensor, u: Tensor, generator: Generator) -> list[tuple[Tensor, Tensor]]:
         """A time in each cell for each datum, uniform in v, and the state there."""
