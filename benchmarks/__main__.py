@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -113,6 +114,9 @@ def images(out: Path, given: argparse.Namespace) -> str:
 def qualities(out: Path, given: argparse.Namespace) -> str:
     plan = TINY if given.quick else Plan()
     scratch = out / "quality" if given.quick else Path("out/quality")
+    if given.marks:
+        plan = replace(plan, marks=tuple(sorted(given.marks)))
+        scratch = scratch / "-".join(f"{mark:g}" for mark in plan.marks)
     if given.model is not None:
         few = {"evaluations": (2, 3), "samples": 20} if given.quick else {}
         return quality_model.report(quality_model.measure(given.model, plan, scratch, **few))
@@ -183,6 +187,10 @@ def main(arguments: list[str] | None = None) -> None:
         default=8.0,
         help="gpu, quality: begin nothing that would end later (default 8); 0 makes the page of quality",
     )
+    parser.add_argument(
+        "--marks", type=float, nargs="+", metavar="S",
+        help="quality: judge after these seconds of training; the learning rate falls to 0 at the last",
+    )  # fmt: skip
     parser.add_argument("--model", type=Path, metavar="FILE", help="quality: judge the network of a checkpoint")
     given = parser.parse_args(arguments)
     unknown = sorted(set(given.which) - set(BENCHMARKS))

@@ -34,7 +34,7 @@ from sde.metrics import Moments, features, frechet_distance, moments
 
 NETWORKS = ("unet", "diffusers-unet")
 SIGMAS = (0.1, 0.5, 2.0)
-GUESS = {"frechet": 20.0, "bits": 40.0, "denoising": 10.0}
+GUESS = {"frechet": 20.0, "bits": 20.0, "denoising": 10.0}
 """Seconds that a result takes, until one of its kind is known."""
 
 
