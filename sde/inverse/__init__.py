@@ -1,6 +1,7 @@
 """Inverse problems: what x0 was, given y = A(x0) + noise, by a score model's knowledge of x0."""
 
 from sde.inverse.blind import estimate_noise
+from sde.inverse.codes import CodeAgreement, compare_codes
 from sde.inverse.ddrm import DDRM
 from sde.inverse.denoising import denoise, noise_range, posterior_samples, time_of_noise, times_below
 from sde.inverse.dps import DPS, MCG, DPSSolver
@@ -29,5 +30,5 @@ __all__ = [
     "DPS", "DPSSolver", "MCG", "PiGDM", "PiGDMSolver", "MMPS", "TMPD", "DDNM", "DiffPIR", "DiffPIRSolver",
     "Replacement", "RePaint", "DDRM", "SplitGibbs", "TDS", "Particles",
     "denoise", "posterior_samples", "estimate_noise", "noise_range", "time_of_noise", "times_below",
-    "sdedit", "encode", "decode", "slerp", "interpolate", "time_of_strength",
+    "sdedit", "encode", "decode", "slerp", "interpolate", "time_of_strength", "compare_codes", "CodeAgreement",
 ]  # fmt: skip
