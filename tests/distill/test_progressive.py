@@ -88,7 +88,7 @@ def ddim(model: sde.Model, x: Tensor, times: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("forward", [sde.VP(), sde.EDM(), sde.Flow()], ids=["VP", "EDM", "Flow"])
 def test_students_end_where_the_teacher_s_ddim_does(forward: sde.ScalarSDE, generator: torch.Generator) -> None:
-    """From the same noise, in four steps, two and one, where the teacher takes eight; its own single one ends at a mean."""
+    """From the same noise, in four steps, two and one, where the teacher takes eight; its own first ends at a mean."""
     target = sde.Mixture([0.4, 0.6], [[-1.0], [1.0]], [0.09, 0.04])
     teacher, data = sde.ExactScore(target, forward).float(), target.sample(4000, generator).float()
     how: dict[str, Any] = {"batch": 256, "lr": 5e-3, "warmup": 20, "ema": 0.98, "progress": False}
@@ -154,6 +154,7 @@ def test_coupled_teachers_and_saved_students(tmp_path: Any, generator: torch.Gen
     teacher.coupled = True
     stage = distill.progressive(teacher, data, 2, **SOON)[-1]
     assert stage.model.coupled
+    assert distill.progressive(teacher, data, 2, model=small(sde.Flow()), **SOON)[-1].model.coupled
     again = sde.load(sde.save(stage.model, tmp_path / "student.safetensors"))
     x = torch.randn(5, 1, generator=generator)
     assert torch.equal(ddim(again, x, stage.times), ddim(stage.model, x, stage.times))
