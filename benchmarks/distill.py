@@ -141,10 +141,10 @@ def picture(books: list[Found], path: Path) -> None:
             if len(book.shape) == 1:
                 colour = GREY if name == "data" else BLUE
                 ax.scatter(*shown.T.numpy(), s=1.5, alpha=0.4, color=colour, linewidths=0)
-                ax.set(xlim=(-2.6, 2.6), ylim=(-2.6, 2.6), aspect="equal", xlabel="x, data's scale", ylabel="y")
+                ax.set(xlim=(-2.6, 2.6), ylim=(-2.6, 2.6), aspect="equal", xlabel="x₁ (data's units)", ylabel="x₂")
             else:
-                tiles = shown[:36].reshape(6, 6, 8, 8).permute(0, 2, 1, 3).reshape(48, 48)
-                ax.imshow(tiles.numpy(), cmap="gray", vmin=-1, vmax=1)
+                tiles = torch.nn.functional.pad(shown[:25].reshape(5, 5, 8, 8), (1, 1, 1, 1), value=0.0)
+                ax.imshow(tiles.permute(0, 2, 1, 3).reshape(50, 50).numpy(), cmap="gray", vmin=-1, vmax=1)
                 ax.set(xticks=[], yticks=[])
             ax.set_title(f"{book.name}: {name}{far}", fontsize=9)
     fig.suptitle("Samples of one evaluation of the network", fontsize=13)
@@ -170,7 +170,7 @@ def report(books: list[Found], shown: str = "distill.png") -> str:
             [name, *(number(book.distances[name].get(n)) for n in EVALUATIONS), f"{book.seconds[name]:.0f}"]
             for name in (TEACHER, PD, CD, CT)
         ]
-        parts.append(harness.table(["method", *(f"{n} evaluations" for n in EVALUATIONS), "CPU s"], rows))
+        parts.append(harness.table(["method", *(f"{n} evaluation{'s' * (n > 1)}" for n in EVALUATIONS), "CPU s"], rows))
         parts.append(
             f"The teacher with 32 evaluations: {number(book.many)}; data among themselves: {number(book.floor)}. "
             f"{b.samples} samples; a network of width {b.width}; {b.teacher} steps of the teacher, {b.student} of "

@@ -18,7 +18,7 @@ PAGES = [
     ROOT / "README.md",
     *sorted(p for folder in (DOCS, DOCS / "extend", DOCS / "api") for p in folder.glob("*.md")),
 ]
-ROOMS = ["forward", "score", "solvers", "train", "nets", "data", "metrics", "plot", "checks"]
+ROOMS = ["forward", "score", "solvers", "inverse", "distill", "train", "nets", "data", "metrics", "plot", "checks"]
 BLOCK = re.compile(r"^```(?:python|\{code-cell\}[^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
