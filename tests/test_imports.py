@@ -168,6 +168,12 @@ FORBIDDEN = [
     ("sde.solvers.solver", "from sde.cli import main"),
     ("sde.train.fit", "def f():\n    from sde.distill import consistency"),
     ("sde.checks.laws", "from sde.distill import Multistep"),
+    ("sde.solvers.solver", "def f():\n    from sde import distill"),
+    ("sde.metrics.swd", "from sde.distill import jump"),
+    ("sde.inverse.edit", "from sde.distill.jump import jump"),
+    ("sde.distill.engine", "from sde.inverse import encode"),
+    ("sde.distill.engine", "from sde.metrics import wasserstein"),
+    ("sde.distill.engine", "def f():\n    from sde.nets import MLP"),
     ("sde.random", "from tqdm.auto import tqdm"),
 ]
 ALLOWED = [
