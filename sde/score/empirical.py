@@ -21,6 +21,11 @@ DIRECT = "donot_use_mm_for_euclid_dist"
 """Distances from differences: a product of matrices cancels where two points are near."""
 
 
+def single(y: Tensor) -> Tensor:
+    """States in single precision at least: distances need digits, and `cdist` knows no half."""
+    return y if y.dtype.itemsize >= 4 else y.float()
+
+
 class Empirical(Target):
     r"""A finite data set as a distribution; its denoiser is the ideal one for that set.
 
@@ -113,18 +118,20 @@ class Empirical(Target):
         if not isinstance(sigma, Tensor) and sigma == 0:
             raise ValueError("a finite data set has no density: ask for its log-density at t > 0")
         d = self.data[0].numel()
-        pieces = [torch.logsumexp(self._logits(*part), 1) for part in self._chunks(y, alpha, sigma)]
+        pieces = [torch.logsumexp(self._logits(*part), 1) for part in self._chunks(single(y), alpha, sigma)]
         log_s = torch.log(sigma).reshape(-1) if isinstance(sigma, Tensor) else math.log(sigma)
         count = 0.0 if self.weights is not None else math.log(len(self.data))
         log_p = torch.cat(pieces) - count - d * (log_s + math.log(2 * math.pi) / 2)
         return log_p.to(y.dtype)
 
     def denoise(self, y: Tensor, alpha: Coefficient, sigma: Coefficient) -> Tensor:  # noqa: D102
-        data = self.data.to(y).flatten(1)
-        pieces = [torch.softmax(self._logits(*part), 1) @ data for part in self._chunks(y, alpha, sigma)]
-        return torch.cat(pieces).reshape(y.shape)
+        wide = single(y)
+        data = self.data.to(wide).flatten(1)
+        pieces = [torch.softmax(self._logits(*part), 1) @ data for part in self._chunks(wide, alpha, sigma)]
+        return torch.cat(pieces).reshape(y.shape).to(y.dtype)
 
     def traced(self, y: Tensor, alpha: Coefficient, sigma: Coefficient) -> tuple[Tensor, Tensor, Tensor]:  # noqa: D102
+        kept, y = y, single(y)
         data, size = self.data.to(y).flatten(1), self.data[0].numel()
         means, spreads = [], []
         for part in self._chunks(y, alpha, sigma):
@@ -133,7 +140,7 @@ class Empirical(Target):
             spreads.append((weights * torch.cdist(means[-1], data, compute_mode=DIRECT).square()).sum(1))
         a, s = (torch.as_tensor(c, dtype=y.dtype, device=y.device).reshape(-1) for c in (alpha, sigma))
         gain = a * torch.cat(spreads) / s**2
-        return torch.cat(means).reshape(y.shape), gain, (size - a * gain) / s
+        return torch.cat(means).reshape(y.shape).to(kept.dtype), gain, (size - a * gain) / s
 
     def reweighted(self, log_likelihood: Tensor) -> Empirical:
         """The same data with weights times exp(log_likelihood) (N,): the posterior under any likelihood at all.

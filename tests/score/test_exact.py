@@ -227,6 +227,42 @@ def test_far_from_every_mode_nothing_overflows() -> None:
             assert bool(torch.isfinite(model.log_prob(y, t)).all())
 
 
+@pytest.mark.parametrize("forward", [sde.VP(), sde.Flow(), sde.CLD()], ids=lambda f: type(f).__name__)
+@pytest.mark.parametrize("name", ["Gaussian", "Mixture", "Mixture of pictures", "Empirical", "network"])
+def test_slopes_of_scores_against_finite_differences(name: str, forward: sde.ForwardSDE) -> None:
+    """By the state, in float64, through score and x0, for one time and for a time of each sample."""
+    x0 = data(2, *{"Mixture": (3,), "Mixture of pictures": (1, 2, 2)}.get(name, (2,)))
+    if name == "network":
+        model: sde.Model = sde.ScoreModel(sde.nets.MLP(2, width=8), forward).double()
+        for p in model.parameters():
+            p.data += 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(len(p))).double()
+    else:
+        model = sde.ExactScore(TARGETS[name], forward)
+    with torch.enable_grad():
+        x = forward.perturb(x0, 0.4, torch.Generator().manual_seed(1)).x.requires_grad_()
+        for t in (0.4, torch.tensor([0.3, 0.6]).double()):
+            for part in ("score", "x0"):
+                assert torch.autograd.gradcheck(lambda u, t=t, part=part: getattr(model(u, t), part), x, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", TARGETS)
+def test_half_precision_is_right_to_its_digits_and_views_are_as_copies(name: str, dtype: torch.dtype) -> None:
+    """The state's rounding is no error of the score: both are asked at the rounded state."""
+    target, eps = TARGETS[name], torch.finfo(dtype).eps
+    model = sde.ExactScore(target, sde.VP())
+    x = target.sample(6, torch.Generator().manual_seed(0)).double()
+    x = model.sde.perturb(x, 0.5, torch.Generator().manual_seed(1)).x.to(dtype)
+    half, exact = model(x, 0.5), model(x.double(), 0.5)
+    assert half.x0.dtype == half.score.dtype == dtype
+    assert model.log_prob(x, 0.5).dtype == dtype
+    size = float(exact.x0.abs().max() + x.double().abs().max())
+    for part in ("x0", "score"):
+        torch.testing.assert_close(getattr(half, part).double(), getattr(exact, part), rtol=0, atol=20 * eps * size)
+    across = x.movedim(0, -1).contiguous().movedim(-1, 0)
+    assert torch.equal(model(across, 0.5).score, half.score)
+
+
 def test_gradients_of_the_denoiser() -> None:
     """Guidance differentiates E[x0 | x]: its Jacobian is Cov[x0 | x] alpha / sigma^2, for a Gaussian in closed form."""
     cov = torch.tensor([[1.0, 0.6], [0.6, 0.5]], dtype=torch.float64)

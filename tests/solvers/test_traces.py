@@ -223,6 +223,26 @@ def test_gradients(kind: str, forward: sde.ForwardSDE) -> None:
 
 
 @pytest.mark.usefixtures("gradients")
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_gradients_of_a_divergence(chunk: int) -> None:
+    """By x, against finite differences in float64: of a score."""
+    model = sde.ExactScore(MIXTURE, sde.VP())
+    x = torch.randn(3, 3, generator=gen(1), dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda u: divergence(lambda v: model(v, 0.3).score, u, chunk), x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_divergence_in_half_precision(dtype: torch.dtype) -> None:
+    x = torch.linspace(-2, 2, 6).reshape(3, 2).to(dtype)
+    value, found = divergence(lambda u: u**3, x)
+    assert value.dtype == found.dtype == dtype
+    wanted = 3 * x.double().square().sum(1)
+    torch.testing.assert_close(found.double(), wanted, rtol=4 * torch.finfo(dtype).eps, atol=0)
+    turned = x.T.contiguous().T
+    assert torch.equal(divergence(lambda u: u**3, turned)[1], found)
+
+
+@pytest.mark.usefixtures("gradients")
 def test_gradients_of_weights() -> None:
     model, x = trained(), torch.tensor([[0.3, -0.2], [1.0, 0.4]], dtype=torch.float64)
     net = model.net
