@@ -13,6 +13,7 @@ import torch
 from benchmarks import (
     accuracy,
     accuracy_report,
+    codes,
     distill,
     gpu,
     gpu_nets,
@@ -86,6 +87,12 @@ def few_steps(out: Path, given: argparse.Namespace) -> str:
     return distill.report(books)
 
 
+def encodings(out: Path, given: argparse.Namespace) -> str:
+    books = codes.measure(codes.TINY) if given.quick else codes.measure()
+    codes.picture(books, out / "codes.png")
+    return codes.report(books)
+
+
 def densities(out: Path, given: argparse.Namespace) -> str:
     few = {"problems": likelihood.PROBLEMS[::3], "points": 40, "rounds": 3, "steps": 100, "quick": True}
     with quiet():
@@ -149,6 +156,7 @@ BENCHMARKS: dict[str, Callable[[Path, argparse.Namespace], str]] = {
     "objectives": losses,
     "orders": slopes,
     "distill": few_steps,
+    "codes": encodings,
     "gpu": images,
     "gpu-profile": kernels,
     "quality": qualities,
